@@ -1,0 +1,66 @@
+# Everything happens in .venv of this checkout, with the python3 of the machine; nothing here needs root.
+# Another Python: make PYTHON=python3.13 ...
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check --quiet install
+SOURCES := cri_shim rootfs tests
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format conformance bench proto clean
+
+help: ## Show this list
+	@echo "cri-shim: the image service that kubelet talks to"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{ printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.stamp-run ## Install cri-shim into .venv (the other targets do it themselves)
+
+demo: $(VENV)/.stamp-run ## Pull a sample image through the real socket, without root, registry or Kubernetes
+	@$(PY) -m cri_shim demo
+
+test: $(VENV)/.stamp-test ## Run the tests
+	@$(PY) -m pytest
+
+lint: $(VENV)/.stamp-dev ## Check form and types: ruff, mypy --strict
+	@$(PY) -m ruff check $(SOURCES)
+	@$(PY) -m ruff format --check $(SOURCES)
+	@$(PY) -m mypy
+
+format: $(VENV)/.stamp-dev ## Bring the sources into form
+	@$(PY) -m ruff check --fix $(SOURCES)
+	@$(PY) -m ruff format $(SOURCES)
+
+conformance: $(VENV)/.stamp-test ## Run the real clients, registries and runtimes; nothing may be skipped
+	@CRI_SHIM_REQUIRE_ALL=1 PYTHON=$(CURDIR)/$(PY) tests/real/conformance
+
+bench: $(VENV)/.stamp-test ## Measure
+	@PYTHON=$(CURDIR)/$(PY) tests/bench/run
+
+# The generator is older than every runtime we allow: code made by a newer one would not load on an older runtime.
+proto: $(VENV)/.stamp-dev ## Make cri_shim/pb anew from protos/
+	@$(PY) -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. cri_shim/pb/api.proto
+
+clean: ## Remove .venv and what the tools leave behind
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "cri-shim needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.13 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# One stamp for each set of packages: a second run has nothing to install.
+$(VENV)/.stamp-run: pyproject.toml | $(VENV)/bin/python
+	@echo "installing cri-shim into $(VENV)"
+	@$(PIP) --editable .
+	@$(PY) -m compileall -q cri_shim rootfs
+	@touch $@
+
+$(VENV)/.stamp-test $(VENV)/.stamp-dev: $(VENV)/.stamp-%: pyproject.toml | $(VENV)/bin/python
+	@echo "installing cri-shim and its $* packages into $(VENV)"
+	@$(PIP) --editable '.[$*]'
+	@touch $@ $(VENV)/.stamp-run

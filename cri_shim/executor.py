@@ -1,0 +1,78 @@
+"""Threads that work for the event loop and never hold up the end of the process.
+
+`concurrent.futures.ThreadPoolExecutor` joins its threads when the interpreter exits: one thread that hangs in a name
+look-up would keep a stopped daemon alive. These threads are daemons. Each kind of blocking work has an executor of
+its own (downloads, disk, index, resolution), so that a slow kind never starves another.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_Task = tuple["Future[object]", "Callable[[], object]"]
+
+
+class DaemonExecutor(Executor):
+    """At most *threads* daemon threads named after *name*, started when there is work for them."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._name = name
+        self._limit = threads
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self._started = 0
+        self._closed = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run *fn* in one of the threads.
+
+        Raises:
+            RuntimeError: the executor was shut down.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"the {self._name} threads are stopped")
+            self._tasks.put((future, lambda: fn(*args, **kwargs)))  # type: ignore[arg-type]  # Future is invariant
+            self._grow()
+        return future
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 (inherited)
+        """Take no more work; threads end after what is queued. Neither waits nor cancels."""
+        del wait, cancel_futures
+        with self._lock:
+            self._closed = True
+            for _ in range(self._started):
+                self._tasks.put(None)
+
+    def _grow(self) -> None:
+        if self._idle.acquire(blocking=False) or self._started >= self._limit:
+            return
+        self._started += 1
+        threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, call = task
+            if future.set_running_or_notify_cancel():
+                _settle(future, call)
+            del task, future, call  # an idle thread must not keep the last result alive
+            self._idle.release()
+
+
+def _settle(future: Future[object], call: Callable[[], object]) -> None:
+    try:
+        result = call()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

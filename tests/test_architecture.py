@@ -1,0 +1,260 @@
+"""The shape of the sources, read from their imports: which way the arrows point, and who may know what.
+
+A rule here is a promise of the design. When a change breaks one, either the change stands in the wrong room or the
+rule is to be changed, here, with the change.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Room by room, what it may import besides itself; arrows point from the edge to the core.
+ARROWS: dict[str, set[str]] = {
+    "rootfs": set(),
+    "errors": set(),
+    "version": set(),
+    "executor": set(),
+    "log": set(),
+    "pb": set(),
+    "config": {"errors"},
+    "oci": {"rootfs", "errors"},
+    "host": {"oci"},
+    "auth": {"errors", "oci"},
+    "registry": {"rootfs", "errors", "version", "oci", "auth"},
+    "store": {"rootfs", "errors"},
+    "images": {"rootfs", "errors", "oci", "auth", "registry", "store"},
+    "handoff": {"rootfs", "errors", "oci", "store", "images"},
+    "server": {
+        *("rootfs", "errors", "version", "executor", "log", "pb", "config", "oci", "host"),
+        *("auth", "registry", "store", "images", "handoff"),
+    },
+    "demo": {"errors", "version", "pb"},
+    "cli": {"rootfs", "errors", "version", "log", "pb", "config", "server", "demo"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+
+# A library, and the modules (or whole rooms) that may know it.
+DOORS: dict[str, set[str]] = {
+    "grpc": {"server", "pb", "demo.client", "cli.client", "handoff.containerd"},
+    "google.protobuf": {"server", "pb", "handoff.containerd"},
+    "urllib3": {"registry.transport"},
+    "zstandard": {"rootfs.compression", "demo.images"},
+    "isal": {"rootfs.compression"},
+    "sqlite3": {"store.index"},
+    "uvloop": {"server.serve"},
+    "msgspec": {"config", "oci", "store"},
+    "tomllib": {"config.sources", "registry.hostsfile"},
+    "ssl": {"registry"},
+    "socket": {"rootfs", "registry", "server", "cli.status", "demo"},
+    "subprocess": {"rootfs", "auth.helpers", "demo.daemon"},
+    "ctypes": {"rootfs.syscalls", "server.harden"},
+    "argparse": {"cli", "demo.run", "rootfs.__main__"},
+    "tarfile": {"demo.images"},
+    "multiprocessing": set(),
+    "pickle": set(),
+    "requests": set(),
+    "http.client": {"registry", "demo.client"},
+    "urllib.request": set(),
+}
+
+# Modules that decide and never do: values in, values out.
+PURE = (
+    *("errors", "version", "config.schema", "config.render"),
+    "oci",
+    *("auth.authfield", "auth.credential", "auth.dockercfg", "auth.keyring", "auth.order"),
+    *("registry.challenge", "registry.policy", "registry.url"),
+    *("server.convert", "server.describe", "server.info"),
+    *("rootfs.digest", "rootfs.limits", "rootfs.tarheader", "rootfs.values"),
+)
+DOING = {
+    *("asyncio", "io", "logging", "os", "pathlib", "random", "shutil", "signal", "socket", "sqlite3", "ssl"),
+    *("subprocess", "tempfile", "threading", "time", "grpc", "urllib3", "fcntl", "ctypes"),
+}
+SYNCHRONOUS = ("rootfs", "oci", "auth", "registry", "config")
+NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "manager", "common", "base", "misc", "core", "lib"}
+# auth.helpers is named after what Docker calls credential helpers.
+NAMES_EXCUSED = {"auth.helpers"}
+LONGEST_FUNCTION = 60
+LONGEST_FILE = 500
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file. *imports* are whole dotted names; *at_run_time* leaves out those for type checkers only."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+    imports: frozenset[str]
+    at_run_time: frozenset[str]
+
+    @property
+    def room(self) -> str:
+        return self.name.split(".")[0]
+
+
+@cache
+def modules() -> dict[str, Module]:
+    """Every module by its name; those of cri_shim without that word, those of rootfs with it."""
+    paths = sorted([*ROOT.glob("cri_shim/**/*.py"), *ROOT.glob("rootfs/**/*.py")])
+    return {module.name: module for module in map(read, paths)}
+
+
+def read(path: Path) -> Module:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    dotted = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+    tree = ast.parse(path.read_text())
+    everything = frozenset(imported(ast.walk(tree)))
+    typing_only = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    at_run_time = frozenset(imported(node for node in ast.walk(tree) if node not in typing_only))
+    return Module(dotted.removeprefix("cri_shim."), path, tree, everything, at_run_time)
+
+
+def imported(nodes):
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(name: str) -> str | None:
+    """The module of ours that an imported name is or lies in."""
+    if not name.startswith(("cri_shim.", "rootfs")):
+        return None
+    short = name.removeprefix("cri_shim.")
+    while short and short not in modules():
+        short = short.rpartition(".")[0]
+    return short or None
+
+
+def within(name: str, places) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def written_by_hand() -> list[Module]:
+    return [module for module in modules().values() if module.room != "pb"]
+
+
+def test_something_was_read():
+    assert {"rootfs.apply", "oci.reference", "server.service", "store.index", "__main__"} <= set(modules())
+
+
+@pytest.mark.parametrize("module", modules().values(), ids=lambda module: module.name)
+def test_arrows_point_inwards(module):
+    assert module.room in ARROWS, "a new room needs its arrows"
+    rooms = {target.split(".")[0] for name in module.imports if (target := ours(name))}
+    assert rooms - {module.room} <= ARROWS[module.room]
+
+
+def test_the_arrows_themselves_make_no_circle():
+    done: set[str] = set()
+    while ready := {room for room, targets in ARROWS.items() if room not in done and targets <= done}:
+        done |= ready
+    assert done == set(ARROWS)
+
+
+def test_rootfs_knows_nothing_of_cri_shim():
+    for module in modules().values():
+        if module.room == "rootfs":
+            assert not any(within(name, ["cri_shim"]) for name in module.imports), module.name
+
+
+def test_rootfs_stands_on_two_libraries():
+    named = {name.split(".")[0] for module in modules().values() if module.room == "rootfs" for name in module.imports}
+    assert {"zstandard", "isal"} <= named
+    assert not named & {"grpc", "urllib3", "msgspec", "google", "uvloop", "prometheus_client"}
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_library_has_its_door(library):
+    users = {module.name for module in modules().values() if any(within(name, [library]) for name in module.imports)}
+    assert {user for user in users if not within(user, DOORS[library])} == set()
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_pure_modules_only_decide(place):
+    found = [module for module in modules().values() if within(module.name, [place])]
+    assert found, "this module is gone: take it from the list"
+    for module in found:
+        assert not {name.split(".")[0] for name in module.at_run_time} & DOING, module.name
+
+
+@pytest.mark.parametrize("room", SYNCHRONOUS)
+def test_rooms_without_an_event_loop(room):
+    for module in modules().values():
+        if module.room == room:
+            assert not [node for node in ast.walk(module.tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await)]
+
+
+def test_no_import_goes_in_a_circle():
+    waiting = {
+        module.name: {target for name in module.at_run_time if (target := ours(name)) and target != module.name}
+        for module in modules().values()
+    }
+    while free := [name for name, targets in waiting.items() if not targets & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert waiting == {}
+
+
+def test_the_environment_enters_in_one_place():
+    readers = {
+        module.name
+        for module in modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv", "sys.argv"}
+    }
+    # `__main__` is where the process begins, and the helper's is a process of its own. The package and the demo's client
+    # only set what gRPC reads, and the demo hands its environment on.
+    assert readers <= {"__init__", "__main__", "demo.client", "demo.daemon", "rootfs.__main__", "rootfs.helper"}
+
+
+def test_names_say_something():
+    bad = {module.name for module in modules().values() if set(module.name.split(".")) & NAMES_THAT_SAY_NOTHING}
+    assert bad <= NAMES_EXCUSED
+
+
+@pytest.mark.parametrize("module", written_by_hand(), ids=lambda module: module.name)
+def test_files_and_functions_are_short(module):
+    assert len(module.path.read_text().splitlines()) < LONGEST_FILE
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
+
+
+@pytest.mark.parametrize("package", ["cri_shim", "rootfs"])
+def test_half_of_all_functions_have_less_than_ten_lines(package):
+    lengths = sorted(
+        node.end_lineno - node.lineno + 1
+        for module in written_by_hand()
+        if (module.room == "rootfs") == (package == "rootfs")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert lengths[len(lengths) // 2] < 10
+
+
+@pytest.mark.parametrize("module", written_by_hand(), ids=lambda module: module.name)
+def test_a_file_opens_with_what_it_is_for(module):
+    assert ast.get_docstring(module.tree)
+
+
+def test_every_folder_is_a_package():
+    folders = {module.path.parent for module in modules().values()}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
