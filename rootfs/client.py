@@ -1,0 +1,194 @@
+"""The daemon's side of the helper: jobs go out, futures come back.
+
+Rule: nothing here blocks but `Helper.start` and `Helper.close`; a call writes one small message. A helper that died
+fails its jobs and is started anew by the next call. Futures are completed in the reader thread of the helper's
+connection, so what is hung on them must be quick (asyncio's wrapping is).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from rootfs import values, wire
+from rootfs.connection import Connection, Cost, Job, Options
+from rootfs.errors import HelperFailed, RootfsError
+from rootfs.layout import checked_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from rootfs.apply import Applied
+    from rootfs.commit import Found
+    from rootfs.digest import Digest
+    from rootfs.forms import FormMade
+    from rootfs.limits import Limits
+    from rootfs.remove import Stuck
+
+__all__ = ("Cost", "Helper", "Job", "Options")
+
+T = TypeVar("T")
+
+START_SECONDS: Final = 20.0
+
+
+class Helper:
+    """A helper process for one store; made by `start`. All methods may be called from any thread."""
+
+    def __init__(self, root: str, options: Options) -> None:
+        self._root = root
+        self._options = options
+        self._lock = threading.Lock()
+        self._closed = False
+        self._connection = Connection(root, options)
+
+    @classmethod
+    def start(cls, root: Path, *, options: Options | None = None) -> Helper:
+        """Start a helper for the store at *root*, an absolute path, and wait until it is ready.
+
+        Raises:
+            HelperFailed: it cannot start, or lacks a part of the sandbox that is required.
+            RootfsError: the store cannot be made or written.
+        """
+        helper = cls(os.path.abspath(root), options or Options())
+        try:
+            helper._connection.hello.result(START_SECONDS)
+        except TimeoutError:
+            helper.close()
+            raise HelperFailed(f"the helper was not ready after {START_SECONDS:.0f} seconds") from None
+        except RootfsError:
+            helper.close()
+            raise
+        return helper
+
+    def facts(self) -> dict[str, object]:
+        """Say what the helper found: `pid`, `parts` of the sandbox that are on, `missing` ones with their reasons.
+
+        Also `privileged` and the attribute `opaque`. Empty while a helper starts.
+        """
+        hello = self._connection.hello
+        return hello.result() if hello.done() and hello.exception() is None else {}
+
+    def unpack(
+        self,
+        staging: str,
+        blob_fd: int,
+        watermarks_fd: int,
+        *,
+        blob: Digest,
+        blob_size_bytes: int,
+        limits: Limits,
+        plain: bool = False,
+        diff_algorithm: str = "sha256",
+    ) -> Job[Applied]:
+        """Unpack a blob, which may still be growing, into the tree of a new layer under *staging*.
+
+        The descriptors stay the caller's, who may close them at once.
+
+        Args:
+            staging: new name under staging.
+            blob_fd: the file.
+            watermarks_fd: reading end of the pipe that tells how far it is final (`rootfs.watermarks`).
+            blob: digest that the bytes must have.
+            blob_size_bytes: how many there must be.
+            limits: bounds of the layer.
+            plain: the media type says that the layer is not compressed; compressed it is refused.
+            diff_algorithm: of the digest of the tar: "sha256" or "sha512".
+        """
+        arguments: wire.Json = {
+            "blob": str(blob),
+            "blob_size_bytes": blob_size_bytes,
+            "limits": values.from_limits(limits),
+            "plain": plain,
+            "diff_algorithm": diff_algorithm,
+        }
+        return self._ask("unpack", staging, arguments, values.to_applied, (blob_fd, watermarks_fd))
+
+    def form(
+        self, staging: str, *, source: str, kind: str, parents: tuple[str, ...], implied: tuple[bytes, ...]
+    ) -> Job[FormMade | None]:
+        """Make a form of the committed layer *source* under *staging* (`rootfs.forms`).
+
+        Args:
+            staging: new name under staging.
+            source: name of a layer.
+            kind: "bottom", "chain" or "again".
+            parents: for "chain", the layers below, nearest first.
+            implied: for "chain", the directories that the layer implied.
+
+        Returns:
+            A job whose result is None where a chain form would be equal to the layer; nothing is left then.
+        """
+        arguments: wire.Json = {
+            "kind": kind,
+            "source": checked_name(source),
+            "parents": [checked_name(name) for name in parents],
+            "implied": [wire.path_text(path) for path in implied],
+        }
+        return self._ask("form", staging, arguments, values.to_form_made)
+
+    def commit(self, staging: str, *, name: str, seal: bytes, sync: str) -> Job[bool]:
+        """Sync what was made under *staging* and make it the layer *name* (`rootfs.commit`).
+
+        Whatever happens, nothing is left under *staging*: after a failure it must be made again.
+
+        Returns:
+            A job whose result is False where the layer was there already.
+        """
+        arguments: wire.Json = {"name": checked_name(name), "seal": wire.path_text(seal), "sync": sync}
+        return self._ask("commit", staging, arguments, _to_bool)
+
+    def discard(self, staging: str) -> Job[None]:
+        """Give up what was made under *staging*; nothing there is no error."""
+        return self._ask("discard", staging, {}, _to_none)
+
+    def trash(self, names: tuple[str, ...]) -> Job[None]:
+        """Take layers out of the store into the trash, which is one rename each."""
+        return self._ask("trash", "", {"names": [checked_name(name) for name in names]}, _to_none)
+
+    def empty_trash(self) -> Job[tuple[Stuck, ...]]:
+        """Unlink what lies in the trash, at low priority; the result is what could not be."""
+        return self._ask("empty_trash", "", {}, values.to_stuck)
+
+    def recover(self) -> Job[tuple[Found, ...]]:
+        """Empty staging, mend the short names, and list the layers with their seals; for the start."""
+        return self._ask("recover", "", {}, values.to_found)
+
+    def close(self) -> None:
+        """End the helper with all of its children; jobs fail with `HelperFailed`."""
+        with self._lock:
+            self._closed = True
+        self._connection.close()
+
+    def _ask(
+        self,
+        kind: str,
+        staging: str,
+        arguments: wire.Json,
+        read: Callable[[object], T],
+        descriptors: tuple[int, ...] = (),
+    ) -> Job[T]:
+        if staging or kind in ("unpack", "form", "commit", "discard"):
+            checked_name(staging)
+        return self._alive().ask((kind, staging), arguments, read, descriptors)
+
+    def _alive(self) -> Connection:
+        with self._lock:
+            if self._closed:
+                raise HelperFailed("the helper was closed")
+            if self._connection.dead:
+                self._connection = Connection(self._root, self._options)
+            return self._connection
+
+
+def _to_bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise HelperFailed("a result is not what was asked for")
+    return value
+
+
+def _to_none(value: object) -> None:
+    if value is not None:
+        raise HelperFailed("a result is not what was asked for")

@@ -1,0 +1,226 @@
+"""Forms of a layer: the same content where it stands matters (bottom, chain, again), sharing every file.
+
+- *bottom*: used as the lowest layer; whiteouts and opaque marks, which would show as ghosts, are left out.
+- *chain*: directories that the layer implied without an entry of their own look as they do in the nearest parent layer
+  that has them; made only when that differs. containerd does the same while it unpacks (`mkparent`).
+- *again*: the same layer a second time in one image, for overlayfs takes no directory twice.
+
+Rule: directories are made anew with equal metadata, everything else is one more name of the same inode. The walk holds
+two descriptors at a time and no recursion; trees are hostile, so every path is resolved without links and beneath.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rootfs.beneath import open_beneath, open_in_root
+from rootfs.duplicate import Duplicator, attributes, copy_metadata, set_metadata
+from rootfs.overlay import OPAQUE_TRUSTED, OPAQUE_USER, PRIVATE_PREFIXES, is_whiteout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+KINDS: Final = ("bottom", "chain", "again")
+
+
+@dataclass(frozen=True, slots=True)
+class FormMade:
+    """What a form costs beside the layer that it was made from.
+
+    Attributes:
+        directories: directories made, the root included.
+        links: entries that share their inode with the layer.
+        copies: inodes made where no link could be.
+        copied_bytes: bytes of regular files among the copies.
+        dropped: whiteouts left out.
+    """
+
+    directories: int
+    links: int
+    copies: int
+    copied_bytes: int
+    dropped: int
+
+    @property
+    def inodes(self) -> int:
+        """Inodes that the form takes for itself."""
+        return self.directories + self.copies
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a directory looks: what `stat` says, and its attributes without those that are overlayfs's or trusted."""
+
+    status: os.stat_result
+    extended: tuple[tuple[bytes, bytes], ...]
+
+    def same(self, other: Look) -> bool:
+        """Say whether owner, mode and attributes are equal; times alone never make a form."""
+        mine, its = self.status, other.status
+        return (mine.st_uid, mine.st_gid, mine.st_mode, self.extended) == (
+            its.st_uid,
+            its.st_gid,
+            its.st_mode,
+            other.extended,
+        )
+
+
+def _is_private(name: bytes) -> bool:
+    return name.startswith((b"trusted.", *PRIVATE_PREFIXES))
+
+
+def _is_opaque_mark(name: bytes) -> bool:
+    return name in (OPAQUE_TRUSTED, OPAQUE_USER)
+
+
+def _look(directory: int) -> Look:
+    public = {name: value for name, value in attributes(directory).items() if not _is_private(name)}
+    return Look(os.fstat(directory), tuple(sorted(public.items())))
+
+
+def inherited(source: int, parents: Sequence[int], implied: Iterable[bytes]) -> dict[bytes, Look]:
+    """Return how those of the *implied* directories of the tree *source* must look that look otherwise now.
+
+    Args:
+        source: descriptor of the layer's tree.
+        parents: descriptors of the trees below it, nearest first.
+        implied: paths; the root is never one of them.
+    """
+    changed = {}
+    for path in implied:
+        wanted = _nearest(parents, path) if path else None
+        if wanted is not None:
+            directory = open_beneath(source, path)
+            try:
+                if not wanted.same(_look(directory)):
+                    changed[path] = wanted
+            finally:
+                os.close(directory)
+    return changed
+
+
+def _nearest(parents: Sequence[int], path: bytes) -> Look | None:
+    """Find the directory *path* in the nearest parent that has anything there; anything but a directory ends it."""
+    for parent in parents:
+        try:
+            directory = open_in_root(parent, path)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                continue
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
+        try:
+            return _look(directory)
+        finally:
+            os.close(directory)
+    return None
+
+
+class _Form:
+    """Makes the second tree, directory by directory."""
+
+    def __init__(self, source: int, target: int, *, bottom: bool, looks: Mapping[bytes, Look]) -> None:
+        self._source = source
+        self._target = target
+        self._bottom = bottom
+        self._looks = looks
+        self._duplicator = Duplicator(target)
+        self._directories = 0
+        self._dropped = 0
+
+    def make(self) -> FormMade:
+        """Walk the source: fill each directory on the way in, give it its metadata on the way out."""
+        left = [(b"", False)]
+        while left:
+            path, filled = left.pop()
+            if filled:
+                self._finish(path)
+            else:
+                left.append((path, True))
+                left.extend((below, False) for below in self._fill(path))
+        made = self._duplicator
+        return FormMade(self._directories, made.links, made.copies, made.copied_bytes, self._dropped)
+
+    def _fill(self, path: bytes) -> list[bytes]:
+        """Make the entries of one directory, and return the paths of the directories among them."""
+        source = open_beneath(self._source, path)
+        try:
+            target = open_beneath(self._target, path)
+            try:
+                return self._entries(source, target, path)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _entries(self, source: int, target: int, path: bytes) -> list[bytes]:
+        below = []
+        with os.scandir(source) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    os.mkdir(name, 0o700, dir_fd=target)
+                    below.append(path + b"/" + name if path else name)
+                    continue
+                status = os.stat(name, dir_fd=source, follow_symlinks=False)
+                if self._bottom and is_whiteout(status):
+                    self._dropped += 1
+                else:
+                    self._duplicator.duplicate(source, target, (path, name), status)
+        return below
+
+    def _finish(self, path: bytes) -> None:
+        source = open_beneath(self._source, path)
+        try:
+            target = open_beneath(self._target, path)
+            try:
+                self._give_metadata(source, target, path)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        self._directories += 1
+
+    def _give_metadata(self, source: int, target: int, path: bytes) -> None:
+        look = self._looks.get(path)
+        if look is None:
+            copy_metadata(source, target, without=_is_opaque_mark if self._bottom else lambda _: False)
+            return
+        marks = {name: value for name, value in attributes(source).items() if _is_private(name)}
+        set_metadata(target, look.status, marks | dict(look.extended))
+
+
+def make_form(source: int, target: int, *, bottom: bool = False, looks: Mapping[bytes, Look] | None = None) -> FormMade:
+    """Fill the empty tree *target* with the tree *source* in another form.
+
+    Args:
+        source: descriptor of a committed layer's tree.
+        target: descriptor of the new tree, mode 0700 or wider while it is filled.
+        bottom: leave whiteouts and opaque marks out.
+        looks: directories that look otherwise, from `inherited`.
+
+    Raises:
+        OSError: reading or writing failed; what was made is the caller's to remove.
+    """
+    return _Form(source, target, bottom=bottom, looks=looks or {}).make()
+
+
+def mark_opaque(tree: int, paths: Iterable[bytes], attribute: bytes) -> None:
+    """Mark directories of a freshly unpacked tree as opaque; their times stay as they are.
+
+    The paths come from the child that read the layer, so they are hostile: each must lead to a directory beneath
+    *tree* without any link.
+
+    Raises:
+        OSError: a path leads elsewhere or to nothing, or the file system takes no attribute.
+    """
+    for path in paths:
+        directory = open_beneath(tree, path)
+        try:
+            os.setxattr(directory, attribute, b"y")
+        finally:
+            os.close(directory)

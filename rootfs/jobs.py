@@ -1,0 +1,143 @@
+"""The jobs of the helper that read no hostile stream: each a function that runs in a child of its own.
+
+Rule: a job gets the open store and its arguments, returns a code of `rootfs.child` and its result, and raises to fail.
+The trees it meets are hostile; `forms`, `commit` and `remove` know that. The daemon that asks is trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from rootfs import child, sandbox, syscalls, values, wire
+from rootfs.commit import commit, recover, trash
+from rootfs.errors import HelperFailed, RootfsError
+from rootfs.forms import KINDS, FormMade, inherited, make_form, mark_opaque
+from rootfs.layout import Layout, make_staged_diff, open_diff, open_staged_diff
+from rootfs.remove import empty_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rootfs.forms import Look
+
+Outcome = tuple[int, wire.Json]
+
+_NICE: Final = 10
+_LAST_PRIORITY: Final = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a job has to work with.
+
+    Attributes:
+        layout: the store.
+        arguments: what the daemon asked for; for `mark` the unpacker's result, which is hostile.
+        staging: the name under staging that the job is about, "" for none.
+        filesystem: descriptor for `commit`, opened before the layer's first write; -1 for none.
+        opaque: attribute that marks opaque directories in this store, "" where none can be set.
+    """
+
+    layout: Layout
+    arguments: wire.Json
+    staging: str
+    filesystem: int
+    opaque: str
+
+
+def _mark(work: Work) -> Outcome:
+    applied = values.to_applied(work.arguments.get("value"))
+    if not work.opaque:
+        raise RootfsError("the file system of the store has no extended attributes to mark opaque directories with")
+    tree = open_staged_diff(work.layout, work.staging)
+    try:
+        mark_opaque(tree, applied.opaque, work.opaque.encode("ascii"))
+    finally:
+        os.close(tree)
+    return child.DONE, {"value": True}
+
+
+def _form(work: Work) -> Outcome:
+    kind = values.text(work.arguments["kind"])
+    if kind not in KINDS:
+        raise RootfsError(f"{kind[:20]!r} is no form of a layer: {', '.join(KINDS)}")
+    source = open_diff(work.layout, values.text(work.arguments["source"]))
+    looks = _looks(work, source) if kind == "chain" else {}
+    if kind == "chain" and not looks:
+        return child.NOTHING, {"value": None}
+    target = make_staged_diff(work.layout, work.staging)
+    made: FormMade = make_form(source, target, bottom=kind == "bottom", looks=looks)
+    return child.DONE, {"value": dataclasses.asdict(made)}
+
+
+def _looks(work: Work, source: int) -> Mapping[bytes, Look]:
+    names = [values.text(name) for name in values.array(work.arguments["parents"])]
+    implied = [wire.path_bytes(path) for path in values.array(work.arguments["implied"])]
+    parents = [open_diff(work.layout, name) for name in names]
+    return inherited(source, parents, implied)
+
+
+def _commit(work: Work) -> Outcome:
+    if work.filesystem < 0:
+        raise HelperFailed(f"nothing was made under {work.staging!r} that could be committed")
+    new = commit(
+        work.layout,
+        work.staging,
+        name=values.text(work.arguments["name"]),
+        seal=wire.path_bytes(work.arguments["seal"]),
+        sync=values.text(work.arguments["sync"]),
+        filesystem=work.filesystem,
+    )
+    return (child.DONE if new else child.NOTHING), {"value": new}
+
+
+def _trash(work: Work) -> Outcome:
+    trash(work.layout, tuple(values.text(name) for name in values.array(work.arguments["names"])))
+    return child.DONE, {"value": None}
+
+
+def _empty_trash(work: Work) -> Outcome:
+    """Unlink at low priority; two never work on the same tree."""
+    os.nice(_NICE)
+    with contextlib.suppress(OSError):
+        syscalls.ioprio_set(_LAST_PRIORITY)
+    own = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=work.layout.trash)
+    fcntl.flock(own, fcntl.LOCK_EX)
+    return child.DONE, {"value": values.from_stuck(empty_directory(own))}
+
+
+def _recover(work: Work) -> Outcome:
+    return child.DONE, {"value": values.from_found(recover(work.layout))}
+
+
+JOBS: Final[dict[str, Callable[[Work], Outcome]]] = {
+    "mark": _mark,
+    "form": _form,
+    "commit": _commit,
+    "trash": _trash,
+    "empty_trash": _empty_trash,
+    "recover": _recover,
+}
+
+
+def run_trusted(work: Work, kind: str, body: int, result: int, parent: int) -> NoReturn:
+    """Do the job *kind* in this process, a fresh fork of the helper whose id is *parent*; ends it."""
+    layout = work.layout
+    kept = [result, body, layout.root, layout.overlay, layout.links, layout.staging, layout.trash]
+    if work.filesystem >= 0:
+        kept.append(work.filesystem)
+    child.leave_helper({3 + place: descriptor for place, descriptor in enumerate(kept)})
+    settled = Layout(layout.path, root=5, overlay=6, links=7, staging=8, trash=9)
+
+    def job() -> Outcome:
+        sandbox.die_with_parent(parent)
+        arguments = wire.read_body(4)
+        filesystem = 10 if work.filesystem >= 0 else -1
+        return JOBS[kind](dataclasses.replace(work, layout=settled, arguments=arguments, filesystem=filesystem))
+
+    child.run(3, job)

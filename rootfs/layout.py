@@ -1,0 +1,146 @@
+"""Where layers lie on the disk: the directories of a store that the helper works in.
+
+    <root>/overlay/<name>/{diff/, layer.json, link}    a layer, whole and synced
+    <root>/overlay/l/<26 letters> -> ../<name>/diff    its short name for mounts
+    <root>/staging/<name>/...                          a layer that is being made; void after a restart
+    <root>/trash/<name>.<random>                       what was removed, and is not unlinked yet
+
+Rule: a directory enters `overlay/` and leaves it by one rename; everything is relative to descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from rootfs.errors import RootfsError
+from rootfs.overlay import link_name
+
+DIFF: Final = b"diff"
+SEAL: Final = b"layer.json"
+LINK: Final = b"link"
+
+_NAME: Final = re.compile(r"[0-9a-z._-]{1,80}")
+_LINKS: Final = "l"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def checked_name(name: str) -> str:
+    """Return *name* if it can be a directory of a layer: 1 to 80 of `[0-9a-z._-]`, not dots alone, not "l".
+
+    Raises:
+        RootfsError: it cannot.
+    """
+    if not _NAME.fullmatch(name) or not name.strip(".") or name == _LINKS:
+        raise RootfsError(f"{name[:100]!r} cannot be the name of a layer's directory")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Descriptors of the directories of one store; they stay open as long as the process."""
+
+    path: str
+    root: int
+    overlay: int
+    links: int
+    staging: int
+    trash: int
+
+
+def open_layout(path: str) -> Layout:
+    """Open the store at the absolute *path*; what is missing is made, mode 0700.
+
+    Raises:
+        OSError: the store cannot be made or opened.
+    """
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    root = os.open(path, _DIRECTORY)
+    overlay = _directory(root, "overlay")
+    return Layout(
+        path=path,
+        root=root,
+        overlay=overlay,
+        links=_directory(overlay, _LINKS),
+        staging=_directory(root, "staging"),
+        trash=_directory(root, "trash"),
+    )
+
+
+def _directory(parent: int, name: str) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent)
+    return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+
+
+def open_diff(layout: Layout, name: str) -> int:
+    """Open the tree of the layer *name*.
+
+    Raises:
+        FileNotFoundError: there is no such layer.
+    """
+    return _nested(layout.overlay, name)
+
+
+def open_staged_diff(layout: Layout, staging: str) -> int:
+    """Open the tree of the layer that is being made under *staging*."""
+    return _nested(layout.staging, staging)
+
+
+def _nested(parent: int, name: str) -> int:
+    flags = _DIRECTORY | os.O_NOFOLLOW
+    outer = os.open(checked_name(name), flags, dir_fd=parent)
+    try:
+        return os.open(DIFF, flags, dir_fd=outer)
+    finally:
+        os.close(outer)
+
+
+def make_staged_diff(layout: Layout, staging: str) -> int:
+    """Make the directories of a new layer under *staging* and open its tree, mode 0755.
+
+    Raises:
+        FileExistsError: something is being made under that name.
+    """
+    os.mkdir(checked_name(staging), 0o700, dir_fd=layout.staging)
+    outer = os.open(staging, _DIRECTORY | os.O_NOFOLLOW, dir_fd=layout.staging)
+    try:
+        os.mkdir(DIFF, 0o700, dir_fd=outer)
+        tree = os.open(DIFF, _DIRECTORY | os.O_NOFOLLOW, dir_fd=outer)
+    finally:
+        os.close(outer)
+    os.fchmod(tree, 0o755)
+    return tree
+
+
+def move_to_trash(layout: Layout, parent: int, name: str) -> bool:
+    """Rename the entry *name* of the directory *parent* into the trash; False when there is none."""
+    try:
+        os.rename(name, f"{name[:40]}.{os.urandom(8).hex()}", src_dir_fd=parent, dst_dir_fd=layout.trash)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def make_link(layout: Layout, name: str) -> None:
+    """Make the short name of the layer *name*, whether or not something stands there."""
+    short, target = link_name(name), f"../{name}/diff"
+    try:
+        if os.readlink(short, dir_fd=layout.links) == target:
+            return
+    except OSError:
+        pass  # Missing, or not a link: the rename below settles it.
+    new = f"{short}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new, dir_fd=layout.links)
+    os.symlink(target, new, dir_fd=layout.links)
+    os.rename(new, short, src_dir_fd=layout.links, dst_dir_fd=layout.links)
+
+
+def drop_link(layout: Layout, name: str) -> None:
+    """Remove the short name of the layer *name*, if there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(link_name(name), dir_fd=layout.links)

@@ -1,0 +1,57 @@
+"""Whiteouts that have nothing to hide.
+
+Below an opaque directory there is nothing of the lower layers, so a whiteout there is redundant, and worse: overlayfs
+does not merge such a directory and would list the device itself as a name that cannot be looked up.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from rootfs.beneath import open_beneath
+from rootfs.parents import is_whiteout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def drop_strays(root: int, opaque: Iterable[bytes]) -> int:
+    """Remove the whiteouts beneath the directories *opaque* of *root*, which are sorted; return how many.
+
+    Raises:
+        OSError: the kernel's own answer.
+    """
+    dropped = 0
+    done: bytes | None = None
+    for top in opaque:
+        if done is not None and (not done or top.startswith(done + b"/")):
+            continue
+        done = top
+        left = [top]
+        while left:
+            path = left.pop()
+            count, directories = _drop_in(root, path)
+            dropped += count
+            left += [path + b"/" + name if path else name for name in directories]
+    return dropped
+
+
+def _drop_in(root: int, path: bytes) -> tuple[int, list[bytes]]:
+    """Remove the whiteouts in one directory; return how many, and the names of the directories in it."""
+    directory = open_beneath(root, path)
+    try:
+        with os.scandir(directory) as entries:
+            found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False), _hides(entry)) for entry in entries]
+        strays = [name for name, _, hides in found if hides]
+        for name in strays:
+            os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(directory)
+    return len(strays), [name for name, is_directory, _ in found if is_directory]
+
+
+def _hides(entry: os.DirEntry[str]) -> bool:
+    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+        return False
+    return is_whiteout(entry.stat(follow_symlinks=False))

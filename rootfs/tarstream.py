@@ -1,0 +1,229 @@
+"""The entries of a tar, one after another, straight from a stream.
+
+Follows Go's archive/tar (see tarheader) also in what surrounds headers: what belongs to an entry, where the next one
+starts, how an archive ends. One chunk of the stream is held at a time; a header that lies across two is the only thing
+that is copied together. Every length is bounded before it is believed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rootfs.errors import LayerRejected, LimitExceeded, shown
+from rootfs.tarheader import (
+    BLOCK_BYTES,
+    EXTENSIONS,
+    GNU_LINK,
+    GNU_NAME,
+    HEADER_ONLY,
+    KINDS,
+    PAX,
+    PAX_GLOBAL,
+    REGULAR,
+    Entry,
+    merge_pax,
+    parse_header,
+    parse_pax,
+    settle_kind,
+)
+from rootfs.tarsparse import apply_sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rootfs.compression import Reader
+    from rootfs.limits import Limits
+
+CHUNK_BYTES: Final = 256 << 10
+"""How much is asked of the stream at once: it stays in the processor's cache while it is hashed and written."""
+
+_END: Final = bytes(BLOCK_BYTES)
+_EXTENSIONS_PER_ENTRY: Final = 4
+
+
+class TarStream:
+    """Reads a tar from *source*. `next` gives entries; `whole` or `pieces` give the content of the latest one."""
+
+    __slots__ = ("_at", "_data", "_extensions", "_left", "_limits", "_logical_bytes", "_pad", "_source", "entries")
+
+    def __init__(self, source: Reader, limits: Limits) -> None:
+        self._source = source
+        self._limits = limits
+        self._data = b""
+        self._at = 0
+        self._left = 0  # bytes of the present content that were not read yet
+        self._pad = 0  # bytes between it and the next header
+        self._extensions = 0
+        self._logical_bytes = 0
+        self.entries = 0
+
+    def next(self) -> Entry | None:
+        """Give the next entry, or None at the end of the archive. Content that was not read is passed over.
+
+        Raises:
+            LayerRejected: the archive is corrupt or cut off.
+            LimitExceeded: too many entries, an extended header or a name over its bound.
+        """
+        if self._left or self._pad:
+            self._pass_over()
+        entry = self._header()
+        if entry is None:
+            return None
+        kind = entry.kind
+        if kind == REGULAR:
+            self._begin(entry)
+        elif kind in EXTENSIONS:
+            return self._extended(entry)
+        else:
+            self._finish(entry, {})
+        self._count()
+        return entry
+
+    def whole(self) -> bytes | memoryview | None:
+        """Give all of the content if it is at hand, which it is for most files."""
+        at, left = self._at, self._left
+        if left > len(self._data) - at:
+            return None
+        self._at = at + left
+        self._left = 0
+        return self._data[at : at + left] if left < 16384 else memoryview(self._data)[at : at + left]
+
+    def pieces(self, size_bytes: int) -> Iterator[memoryview]:
+        """Give the next *size_bytes* of the content, in pieces as they come."""
+        while size_bytes:
+            if self._at == len(self._data) and not self._refill():
+                raise LayerRejected("the archive is cut off inside of a file")
+            piece = memoryview(self._data)[self._at : self._at + size_bytes]
+            self._at += len(piece)
+            self._left -= len(piece)
+            size_bytes -= len(piece)
+            yield piece
+
+    def _refill(self) -> bool:
+        self._data = self._source.read(CHUNK_BYTES)
+        self._at = 0
+        return bool(self._data)
+
+    def _header(self) -> Entry | None:
+        data, at = self._data, self._at
+        if len(data) - at >= BLOCK_BYTES:
+            self._at = at + BLOCK_BYTES
+        else:
+            data, at = self._across(), 0
+        if not data or (not data[at] and data[at : at + BLOCK_BYTES] == _END):
+            self._end(data)
+            return None
+        return parse_header(data, at)
+
+    def _across(self) -> bytes:
+        """Put together a block that does not lie in one chunk; nothing at the end of the stream."""
+        parts = [self._data[self._at :]]
+        missing = BLOCK_BYTES - len(parts[0])
+        while missing and self._refill():
+            parts.append(self._data[:missing])
+            self._at = len(parts[-1])
+            missing -= self._at
+        if missing and missing != BLOCK_BYTES:
+            raise LayerRejected("the archive is cut off inside of a header")
+        return b"".join(parts)
+
+    def _end(self, block: bytes) -> None:
+        """Two blocks of zeros, one, or nothing end an archive; one and then something else does not."""
+        if block and self._across_or_next() not in (b"", _END):
+            raise LayerRejected("not a tar header: something follows a block of zeros")
+
+    def _across_or_next(self) -> bytes:
+        start = self._at
+        if len(self._data) - start < BLOCK_BYTES:
+            return self._across()
+        self._at = start + BLOCK_BYTES
+        return self._data[start : self._at]
+
+    def _begin(self, entry: Entry) -> None:
+        """Note where the content of *entry* ends. Sizes are believed only as far as they go into this."""
+        stored = entry.stored_bytes
+        if stored < 0:
+            raise LayerRejected("not a tar header: a size is negative")
+        self._left = stored
+        self._pad = -stored % BLOCK_BYTES
+        self._logical_bytes += entry.size_bytes
+        if self._logical_bytes > self._limits.unpacked_bytes:
+            raise LimitExceeded(
+                f"the files of the layer have more than {self._limits.unpacked_bytes} bytes", "unpacked_bytes"
+            )
+
+    def _pass_over(self) -> None:
+        """Skip the rest of the content. It must be there; the padding after it may be missing at the very end."""
+        for _ in self.pieces(self._left):
+            pass
+        pad, self._pad = self._pad, 0
+        while pad and (self._at < len(self._data) or self._refill()):
+            step = min(pad, len(self._data) - self._at)
+            self._at += step
+            pad -= step
+
+    def _extended(self, header: Entry | None) -> Entry | None:
+        """Read extended headers and the entry they belong to. Of each kind the last one counts."""
+        records: dict[bytes, bytes] = {}
+        name = link = b""
+        while header is not None and header.kind in EXTENSIONS:
+            kind, data = header.kind, self._special(header)
+            if kind == PAX:
+                records = parse_pax(data, self._limits)
+            elif kind == PAX_GLOBAL:
+                parse_pax(data, self._limits)
+                records, name, link = {}, b"", b""  # Go hands a global header out as an entry: what came before is lost
+            elif kind == GNU_NAME:
+                name = data.partition(b"\0")[0]
+            elif kind == GNU_LINK:
+                link = data.partition(b"\0")[0]
+            header = self._header()
+        if header is None:
+            return None
+        if records:
+            merge_pax(header, records)
+        header.name = name or header.name
+        header.link = link or header.link
+        self._finish(header, records)
+        self._count()
+        return header
+
+    def _count(self) -> None:
+        self.entries += 1
+        if self.entries > self._limits.entries:
+            raise LimitExceeded(f"the layer has more than {self._limits.entries} entries", "entries")
+
+    def _special(self, header: Entry) -> bytes:
+        """Read the content of an extended header."""
+        self._extensions += 1
+        if self._extensions > _EXTENSIONS_PER_ENTRY * self._limits.entries:
+            raise LimitExceeded("the layer has more extended headers than it may have entries", "entries")
+        size = header.stored_bytes
+        if size < 0:
+            raise LayerRejected("not a tar header: a size is negative")
+        if size > self._limits.header_bytes:
+            raise LimitExceeded(f"an extended header is longer than {self._limits.header_bytes} bytes", "header_bytes")
+        self._left, self._pad = size, -size % BLOCK_BYTES
+        data = self._take(size)
+        self._pass_over()
+        return data
+
+    def _take(self, size: int) -> bytes:
+        return b"".join(self.pieces(size))
+
+    def _finish(self, entry: Entry, records: dict[bytes, bytes]) -> None:
+        """Settle what depends on more than one header, and refuse what nobody can mean."""
+        settle_kind(entry)
+        if entry.kind not in KINDS:
+            raise LayerRejected(f"an entry of the type {shown(entry.kind)}, which layers do not have")
+        if entry.kind in HEADER_ONLY:
+            entry.size_bytes = entry.stored_bytes = 0
+        self._begin(entry)
+        if records:
+            apply_sparse(entry, records, self._take, self._limits)
+            self._left = entry.stored_bytes
+            self._logical_bytes += entry.size_bytes
+        if 0 in entry.name or 0 in entry.link:
+            raise LayerRejected(f"a NUL in the name {shown(entry.name)}")
+        if max(len(entry.name), len(entry.link)) > self._limits.path_bytes:
+            raise LimitExceeded(f"a name is longer than {self._limits.path_bytes} bytes", "path_bytes")

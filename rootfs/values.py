@@ -1,0 +1,188 @@
+"""Values of rootfs as JSON and back, strictly: a field that is missing, too many or of another type is refused.
+
+The unpacker's result was written by a process that read hostile bytes; nothing of it is taken on trust.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+from rootfs.apply import Applied
+from rootfs.commit import Found
+from rootfs.digest import Digest
+from rootfs.errors import HelperFailed, RootfsError
+from rootfs.forms import FormMade
+from rootfs.limits import Limits
+from rootfs.remove import Stuck
+from rootfs.wire import path_bytes, path_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SKIPPED: Final = 256
+_LARGEST: Final = 1 << 63
+
+
+def _fields(value: object, names: tuple[str, ...]) -> Mapping[str, object]:
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise HelperFailed("a result has other fields than it should")
+    return value
+
+
+def count(value: object) -> int:
+    """Read a number of things or bytes.
+
+    Raises:
+        HelperFailed: it is not one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST:
+        raise HelperFailed("a result has a number that is none")
+    return value
+
+
+def text(value: object) -> str:
+    """Read a text.
+
+    Raises:
+        HelperFailed: it is not one.
+    """
+    if not isinstance(value, str):
+        raise HelperFailed("a result has a text that is none")
+    return value
+
+
+def array(value: object) -> list[object]:
+    """Read a list.
+
+    Raises:
+        HelperFailed: it is not one.
+    """
+    if not isinstance(value, list):
+        raise HelperFailed("a result has a list that is none")
+    return value
+
+
+def digest(value: object) -> Digest:
+    """Read a digest.
+
+    Raises:
+        HelperFailed: it is not one.
+    """
+    try:
+        return Digest.parse(text(value))
+    except HelperFailed:
+        raise
+    except RootfsError as error:
+        raise HelperFailed(f"a result has a digest that is none: {error}") from None
+
+
+_COUNTS: Final = ("diff_size_bytes", "blob_size_bytes", "entries", "usage_bytes", "inodes", "whiteouts")
+_APPLIED: Final = tuple(field.name for field in dataclasses.fields(Applied))
+
+
+def from_applied(applied: Applied) -> dict[str, object]:
+    """Write down what a layer was."""
+    return {
+        **{name: getattr(applied, name) for name in _COUNTS},
+        "diff_id": str(applied.diff_id),
+        "blob": str(applied.blob),
+        "compression": applied.compression,
+        "opaque": [path_text(path) for path in applied.opaque],
+        "implied": [path_text(path) for path in applied.implied],
+        "skipped": list(applied.skipped),
+    }
+
+
+def to_applied(value: object) -> Applied:
+    """Read what a layer was.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    fields = _fields(value, _APPLIED)
+    if fields["compression"] not in ("none", "gzip", "zstd"):
+        raise HelperFailed("a result names an unknown compression")
+    return Applied(
+        diff_id=digest(fields["diff_id"]),
+        diff_size_bytes=count(fields["diff_size_bytes"]),
+        blob=digest(fields["blob"]),
+        blob_size_bytes=count(fields["blob_size_bytes"]),
+        compression=text(fields["compression"]),
+        entries=count(fields["entries"]),
+        usage_bytes=count(fields["usage_bytes"]),
+        inodes=count(fields["inodes"]),
+        whiteouts=count(fields["whiteouts"]),
+        opaque=tuple(path_bytes(path) for path in array(fields["opaque"])),
+        implied=tuple(path_bytes(path) for path in array(fields["implied"])),
+        skipped=tuple(_skipped(pair) for pair in array(fields["skipped"])[:_SKIPPED]),
+    )
+
+
+def _skipped(value: object) -> tuple[str, int]:
+    what, times = _pair(value)
+    return text(what)[:_SKIPPED], count(times)
+
+
+def _pair(value: object) -> tuple[object, object]:
+    pair = array(value)
+    if len(pair) != 2:
+        raise HelperFailed("a result has a list of another length than it should")
+    return pair[0], pair[1]
+
+
+def from_limits(limits: Limits) -> dict[str, object]:
+    """Write down the bounds of a layer."""
+    return dataclasses.asdict(limits)
+
+
+def to_limits(value: object) -> Limits:
+    """Read the bounds of a layer.
+
+    Raises:
+        HelperFailed: they are not that.
+    """
+    fields = _fields(value, tuple(field.name for field in dataclasses.fields(Limits)))
+    return Limits(**{name: count(number) for name, number in fields.items()})
+
+
+def to_form_made(value: object) -> FormMade | None:
+    """Read what a form cost, None when none was needed.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    if value is None:
+        return None
+    fields = _fields(value, tuple(field.name for field in dataclasses.fields(FormMade)))
+    return FormMade(**{name: count(number) for name, number in fields.items()})
+
+
+def from_found(found: tuple[Found, ...]) -> list[object]:
+    """Write down the layers that were found."""
+    return [[layer.name, None if layer.seal is None else path_text(layer.seal)] for layer in found]
+
+
+def to_found(value: object) -> tuple[Found, ...]:
+    """Read the layers that were found.
+
+    Raises:
+        HelperFailed: they are not that.
+    """
+    pairs = [_pair(pair) for pair in array(value)]
+    return tuple(Found(text(name), None if seal is None else path_bytes(seal)) for name, seal in pairs)
+
+
+def from_stuck(stuck: tuple[Stuck, ...]) -> list[object]:
+    """Write down what could not be removed."""
+    return [[left.name, left.reason] for left in stuck]
+
+
+def to_stuck(value: object) -> tuple[Stuck, ...]:
+    """Read what could not be removed.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    pairs = [_pair(pair) for pair in array(value)]
+    return tuple(Stuck(text(name), text(reason)) for name, reason in pairs)
