@@ -1,0 +1,85 @@
+"""Giving up: a flag that other threads set, and what has to happen at once when they do.
+
+A worker thread that reads from a socket, waits for a name or sleeps between two attempts cannot look at a flag. So it
+registers an act (shut the socket down) for as long as it is busy, and sleeps on the flag itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import Cancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Cancel:
+    """One pull's wish to stop; made by the caller, passed down, safe from any thread."""
+
+    def __init__(self, deadline: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """*deadline* is a time of *clock*, in seconds; after it everything is cancelled."""
+        self._deadline = deadline
+        self._clock = clock
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._acts: dict[object, Callable[[], None]] = {}
+
+    def cancel(self) -> None:
+        """Stop whatever is under way; idempotent."""
+        with self._lock:
+            self._event.set()
+            acts = tuple(self._acts.values())
+        for act in acts:
+            act()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was cancelled or the deadline has passed."""
+        remaining = self.remaining_seconds()
+        return self._event.is_set() or (remaining is not None and remaining <= 0)
+
+    def remaining_seconds(self) -> float | None:
+        """Return the time to the deadline, or None without one."""
+        return None if self._deadline is None else self._deadline - self._clock()
+
+    def check(self) -> None:
+        """Go on or raise.
+
+        Raises:
+            Cancelled: It was cancelled or the deadline has passed.
+        """
+        if self._event.is_set():
+            raise Cancelled("the pull was cancelled")
+        if self.cancelled:
+            raise Cancelled("the deadline of the pull has passed")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, or less when cancelled.
+
+        Raises:
+            Cancelled: It was cancelled, or the deadline passed, meanwhile.
+        """
+        remaining = self.remaining_seconds()
+        self._event.wait(max(0.0, seconds if remaining is None else min(seconds, remaining)))
+        self.check()
+
+    @contextlib.contextmanager
+    def doing(self, act: Callable[[], None]) -> Iterator[None]:
+        """While inside, `cancel` calls *act* in its own thread; *act* must be quick and raise nothing.
+
+        Raises:
+            Cancelled: It was cancelled before.
+        """
+        key = object()
+        with self._lock:
+            self._acts[key] = act
+        try:
+            self.check()
+            yield
+        finally:
+            with self._lock:
+                del self._acts[key]

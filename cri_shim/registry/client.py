@@ -1,0 +1,300 @@
+"""What the rest of cri-shim asks of registries: resolve, manifest, blob, download, for a reference and credentials.
+
+Every call walks the hosts of the reference's registry in order, and on each host the credentials in order: a refused
+credential (401, 403) leads to the next one, any other failure, wrong bytes included, to the next host. The last host
+is the registry itself, and its answer decides what the failure is called; the sentence lists every try with the source
+of its credential. The credentials of an image go to its own registry only; a mirror gets those that *credentials_for*
+finds for the mirror's name, then none.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from cri_shim.auth.credential import ANONYMOUS, Credential
+from cri_shim.auth.servers import is_for, server_of
+from cri_shim.errors import ConfigError, ContentRejected, Denied, LimitExceeded, NotFound, ShimError, Unauthenticated
+from cri_shim.registry import content, download
+from cri_shim.registry.failure import HostFailed
+from cri_shim.registry.retry import ATTEMPTS, Pace
+from cri_shim.registry.session import Means, Memory, Session
+from cri_shim.registry.tokens import Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cri_shim.oci.descriptor import Descriptor
+    from cri_shim.oci.reference import Reference
+    from cri_shim.registry.cancel import Cancel
+    from cri_shim.registry.download import Sink
+    from cri_shim.registry.hosts import Host, Hosts
+    from cri_shim.registry.session import Wanted
+    from cri_shim.registry.transport import Transport
+    from rootfs.digest import Digest
+
+T = TypeVar("T")
+MIRROR_ATTEMPTS = 2  # where another host can be asked instead
+TRIES_SHOWN = 12
+REFUSED = (Unauthenticated, Denied)
+FAILED = (NotFound, HostFailed, ContentRejected, LimitExceeded, ConfigError)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a tag means now. `credential` is the one that was needed, `ANONYMOUS` where none was."""
+
+    digest: Digest
+    media_type: str
+    size_bytes: int | None
+    host: str
+    credential: Credential
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A manifest or index, verified, and who gave it to whom."""
+
+    data: bytes = field(repr=False)
+    media_type: str
+    digest: Digest
+    host: str
+    credential: Credential
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A blob that reached its size in the sink.
+
+    Attributes:
+        host: Who gave the end of it.
+        bytes_received: Of bodies, at all hosts, what was thrown away included.
+        hosts: All who gave some of it; where its digest is wrong, these are the ones to avoid.
+    """
+
+    host: str
+    bytes_received: int
+    hosts: tuple[str, ...]
+
+
+class Client:
+    """Asks registries. Synchronous, safe from any thread."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        hosts: Hosts,
+        *,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        credentials_for: Callable[[str], Sequence[Credential]] | None = None,
+        same_site: bool = False,
+    ) -> None:
+        """*credentials_for* finds credentials for a mirror, named as in a keyring: "mirror.corp:5000/library/nginx"."""
+        pace = pace or Pace(clock=clock)
+        self._hosts = hosts
+        self._means = Means(transport, Tokens(transport, pace, clock), pace, Memory(), same_site)
+        self._credentials_for = credentials_for
+
+    def resolve(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Resolved:
+        """Find out which manifest *reference* means: one HEAD, or a GET where a host has no proper HEAD.
+
+        Raises:
+            ShimError: NotFound, Unauthenticated, Denied, RegistryUnavailable, ContentRejected, LimitExceeded,
+                ConfigError (hosts.toml), Cancelled; the sentence lists the tries.
+        """
+
+        def act(session: Session) -> Resolved:
+            told = session.patiently(lambda: content.head_manifest(session, reference))
+            if told is not None:
+                return Resolved(told.digest, told.media_type, told.size_bytes, session.host.name, _needed(session))
+            got = session.patiently(lambda: content.read_manifest(session, reference))
+            return Resolved(got.digest, got.media_type, len(got.data), session.host.name, _needed(session))
+
+        by_tag = reference.digest is None
+        return self._walk(reference, credentials, cancel, f"{reference} was not resolved", act, by_tag=by_tag)
+
+    def manifest(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Fetched:
+        """Fetch the manifest or index of *reference*, at most 4 MiB, its digest verified: one GET.
+
+        Raises:
+            ShimError: As `resolve`.
+        """
+
+        def act(session: Session) -> Fetched:
+            got = session.patiently(lambda: content.read_manifest(session, reference))
+            return Fetched(got.data, got.media_type, got.digest, session.host.name, _needed(session))
+
+        by_tag = reference.digest is None
+        return self._walk(reference, credentials, cancel, f"{reference} was not fetched", act, by_tag=by_tag)
+
+    def blob(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        credential: Credential | Sequence[Credential],
+        cancel: Cancel,
+        *,
+        limit_bytes: int,
+    ) -> bytes:
+        """Fetch a small blob, a config say, size and digest verified.
+
+        Raises:
+            ShimError: As `resolve`.
+        """
+
+        def act(session: Session) -> bytes:
+            return session.patiently(lambda: content.read_blob(session, descriptor, limit_bytes))
+
+        what = f"the blob {descriptor.digest} of {reference.name} was not fetched"
+        return self._walk(reference, _several(credential), cancel, what, act)
+
+    def has_blob(
+        self,
+        reference: Reference,
+        digest: Digest,
+        credential: Credential | Sequence[Credential],
+        cancel: Cancel,
+        *,
+        size_bytes: int | None = None,
+        only: frozenset[str] | None = None,
+    ) -> bool:
+        """Tell whether a host gives the blob to this credential; hosts that refuse it or lack it say no.
+
+        With *size_bytes* the host must tell that size too, or a proxy's login page would be a yes. *only* names the
+        hosts that may be asked (as `Delivered.hosts` names them).
+
+        Raises:
+            ShimError: As `resolve`, where a host could not tell and none said yes.
+        """
+
+        def act(session: Session) -> bool:
+            return session.patiently(lambda: content.has_blob(session, digest, size_bytes))
+
+        what = f"the blob {digest} of {reference.name} was not looked for"
+        try:
+            return self._walk(reference, _several(credential), cancel, what, act, only=only)
+        except (NotFound, Unauthenticated, Denied):
+            return False
+
+    def download(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        credential: Credential | Sequence[Credential],
+        sink: Sink,
+        cancel: Cancel,
+        *,
+        avoid: frozenset[str] = frozenset(),
+    ) -> Delivered:
+        """Bring *sink* to the descriptor's size, from wherever it stands.
+
+        The digest is for the reader of the sink to verify; when it is wrong, restart the sink and come again with
+        the hosts that delivered in *avoid*.
+
+        Raises:
+            ShimError: As `resolve`; and what the sink raises, as it is.
+        """
+        tally: dict[str, int] = {}
+
+        def act(session: Session) -> str:
+            download.download(session, descriptor, sink, tally)
+            return session.host.name
+
+        what = f"the blob {descriptor.digest} of {reference.name} was not fetched"
+        host = self._walk(reference, _several(credential), cancel, what, act, avoid=avoid)
+        return Delivered(host, sum(tally.values()), tuple(tally))
+
+    def _walk(
+        self,
+        reference: Reference,
+        credentials: Sequence[Credential],
+        cancel: Cancel,
+        what: str,
+        act: Callable[[Session], T],
+        *,
+        by_tag: bool = False,
+        only: frozenset[str] | None = None,
+        avoid: frozenset[str] = frozenset(),
+    ) -> T:
+        """Return what *act* returns for the first session it does not fail for."""
+        hosts = self._askable(reference, by_tag=by_tag, only=only, avoid=avoid)
+        if not hosts:
+            raise _nobody(what, avoid=avoid, only=only)
+        tries: list[ShimError] = []
+        for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+            attempts = MIRROR_ATTEMPTS if left > 1 else ATTEMPTS
+            wanted: Wanted | None = None
+            for credential in self._credentials(host, reference, credentials):
+                session = Session(
+                    self._means, host, reference.repository, credential, cancel, attempts=attempts, wanted=wanted
+                )
+                try:
+                    return act(session)
+                except REFUSED as refused:
+                    tries.append(refused)
+                    wanted = session.wanted
+                except FAILED as failure:
+                    tries.append(failure)
+                    break
+        raise _failed(what, tries)
+
+    def _askable(
+        self, reference: Reference, *, by_tag: bool, only: frozenset[str] | None, avoid: frozenset[str]
+    ) -> list[Host]:
+        """Return the hosts that have the capability and are neither to be avoided nor left out."""
+        capable = [host for host in self._hosts.of(reference.registry) if host.pull and (host.resolve or not by_tag)]
+        return [host for host in capable if host.name not in avoid and (only is None or host.name in only)]
+
+    def _credentials(self, host: Host, reference: Reference, credentials: Sequence[Credential]) -> Iterator[Credential]:
+        """Return what *host* may be shown, in order; never nothing at all."""
+        if host.upstream:
+            fitting = [one for one in credentials if is_for(one.server, reference.registry)]
+            yield from fitting or (ANONYMOUS,)
+            return
+        if self._credentials_for is not None:
+            for found in self._credentials_for(f"{host.name}/{reference.repository}"):
+                # Bound to the mirror, so that it is not shown to the registry when it is handed in again.
+                yield replace(found, server=server_of(host.name))
+        yield ANONYMOUS
+
+
+def _several(credential: Credential | Sequence[Credential]) -> Sequence[Credential]:
+    return (credential,) if isinstance(credential, Credential) else credential
+
+
+def _needed(session: Session) -> Credential:
+    return session.credential if session.used else ANONYMOUS
+
+
+def _nobody(what: str, *, avoid: frozenset[str], only: frozenset[str] | None) -> ShimError:
+    """Return the error for a walk without hosts."""
+    if avoid:
+        return ContentRejected(f"{what}: every host that has it sent wrong bytes ({', '.join(sorted(avoid))})")
+    if only is not None:
+        return NotFound(f"{what}: none of the hosts that delivered it is configured any more")
+    return ConfigError(f"{what}: no host is configured that may be asked (see capabilities in hosts.toml)")
+
+
+def _failed(what: str, tries: Sequence[ShimError]) -> ShimError:
+    """Return one error for all tries, of the class of the last host's answer; a 403 there goes before a 401."""
+    last = tries[-1]
+    if isinstance(last, Unauthenticated):
+        last = next((one for one in reversed(tries) if isinstance(one, Denied)), last)
+    said = list(dict.fromkeys(one.sentence for one in tries))
+    if len(said) > TRIES_SHOWN:
+        said = [*said[: TRIES_SHOWN - 1], f"{len(said) - TRIES_SHOWN} more", said[-1]]
+    return _of_kind(last, f"{what}: {'; '.join(said)}{_advice(last)}")
+
+
+def _of_kind(error: ShimError, sentence: str) -> ShimError:
+    if isinstance(error, HostFailed):
+        return HostFailed(sentence, error.kind, again=error.again, after_seconds=error.after_seconds)
+    return type(error)(sentence)
+
+
+def _advice(error: ShimError) -> str:
+    if isinstance(error, Unauthenticated):
+        return "; does the image exist, and has the pod an imagePullSecret for it?"
+    return ""

@@ -1,0 +1,250 @@
+"""One host, one repository, one credential: requests that authenticate themselves.
+
+What a host wants (basic, or bearer with a realm) is learned from its first 401 and remembered for the repository, so
+that the next pull sends the right header at once. A kept token that is no longer taken is replaced once; a refusal of
+what was just given is final.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from cri_shim.errors import Unauthenticated
+from cri_shim.registry.answers import named, refusal
+from cri_shim.registry.challenge import Challenge, choose, parse_challenges
+from cri_shim.registry.failure import HostFailed, Refused, RefusedAbroad
+from cri_shim.registry.hops import Landed, follow
+from cri_shim.registry.retry import ATTEMPTS
+from cri_shim.registry.tokens import Realm, Token, Tokens, basic, secrets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from cri_shim.auth.credential import Credential
+    from cri_shim.registry.cancel import Cancel
+    from cri_shim.registry.hosts import Host
+    from cri_shim.registry.policy import Ip
+    from cri_shim.registry.reply import Headers, Reply
+    from cri_shim.registry.retry import Pace
+    from cri_shim.registry.transport import Request, Transport
+
+T = TypeVar("T")
+REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a host wants to see: basic (no realm), or a bearer token of a realm."""
+
+    realm: Realm | None = None
+
+
+class Memory:
+    """What hosts were found to want, for the whole process. Safe from any thread; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted: OrderedDict[tuple[str, str], Wanted] = OrderedDict()
+        self._plain: OrderedDict[str, None] = OrderedDict()
+
+    def wanted(self, host: str, repository: str) -> Wanted | None:
+        """Return what *host* wanted for *repository* when it last gave it."""
+        with self._lock:
+            return self._wanted.get((host, repository))
+
+    def remember(self, host: str, repository: str, wanted: Wanted) -> None:
+        """Keep what worked."""
+        with self._lock:
+            _keep(self._wanted, (host, repository), wanted)
+
+    def speaks_plain(self, host: str) -> bool:
+        """Tell whether TLS was not to be had with *host*."""
+        with self._lock:
+            return host in self._plain
+
+    def note_plain(self, host: str, *, plain: bool) -> None:
+        """Keep whether *host* speaks http only."""
+        with self._lock:
+            if plain:
+                _keep(self._plain, host, None)
+            else:
+                self._plain.pop(host, None)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > REMEMBERED:
+        kept.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every session works with."""
+
+    transport: Transport
+    tokens: Tokens
+    pace: Pace
+    memory: Memory
+    same_site: bool = False  # realms on another site than the registry are refused
+
+
+class Session:
+    """See the module."""
+
+    def __init__(
+        self,
+        means: Means,
+        host: Host,
+        repository: str,
+        credential: Credential,
+        cancel: Cancel,
+        *,
+        attempts: int = ATTEMPTS,
+        wanted: Wanted | None = None,
+    ) -> None:
+        """*wanted* is what another credential's session was just told by the same host."""
+        self.host = host
+        self.repository = repository
+        self.credential = credential
+        self.cancel = cancel
+        self.attempts = attempts
+        self.wanted = wanted or means.memory.wanted(str(host.url), repository)
+        self.pace = means.pace
+        self._means = means
+        self._token: Token | None = None
+        self._secrets = secrets_of(credential)
+
+    @property
+    def used(self) -> bool:
+        """Whether the credential was needed: a host that asks for none was not shown any."""
+        return self.wanted is not None
+
+    def patiently(self, act: Callable[[], T]) -> T:
+        """Do *act*, again when it fails in a way that may pass."""
+        return self.pace.patiently(self.host.name, self.cancel, act, self.attempts)
+
+    def ask(self, method: str, path: str, headers: Headers = (), *, fine: Collection[int] = (200,)) -> Reply:
+        """Ask for *path* of the repository ("manifests/latest") and return the answer, its status one of *fine*.
+
+        Raises:
+            Unauthenticated, Denied, NotFound: 401, 403, 404.
+            HostFailed: Any other status, or no answer.
+            Cancelled: Meanwhile.
+        """
+        landed = self._authenticated(method, f"/{self.repository}/{path}", headers)
+        reply = landed.reply
+        if reply.status in fine:
+            return reply
+        if landed.abroad and reply.status in (401, 403):
+            reply.discard()
+            where = f"{self.host.name} sent us to {reply.url.authority}"
+            raise RefusedAbroad(f"{where}, which answered {reply.status}; credentials are not shown there")
+        raise refusal(reply, f"{method} {path}", self.credential, self._hidden(), self.pace.wall())
+
+    def _authenticated(self, method: str, path: str, headers: Headers) -> Landed:
+        """Send the request as what is known has it, and once more as a 401 has it."""
+        request = self.host.request(method, path, headers)
+        landed = self._send(request, self._authorization())
+        if landed.reply.status != 401 or landed.abroad:
+            return self._taken(landed)
+        shown, kept = self._shown_before(), self._token is not None and self._token.kept
+        before = self.wanted
+        self._learn(landed.reply, self.host.request("GET", path))
+        if shown and self.wanted == before and not kept:
+            return landed
+        if kept and self._token is not None:
+            self._means.tokens.forget(self._token)
+        if not self._can_show():
+            return landed
+        landed.reply.discard()
+        return self._taken(self._send(request, self._authorization()))
+
+    def _taken(self, landed: Landed) -> Landed:
+        if self.wanted is not None and landed.reply.status not in (401, 403) and not landed.abroad:
+            self._means.memory.remember(str(self.host.url), self.repository, self.wanted)
+        return landed
+
+    def _shown_before(self) -> bool:
+        return self.wanted is not None and (self._token is not None or self.wanted.realm is None)
+
+    def _can_show(self) -> bool:
+        """Tell whether there is something to show to this host: for basic it takes a user."""
+        return self.wanted is not None and (self.wanted.realm is not None or bool(self.credential.username))
+
+    def _authorization(self) -> str | None:
+        """Return the header for what the host is known to want, or None where nothing is known or to be shown."""
+        if self.wanted is None or not self._can_show():
+            return None
+        realm, credential = self.wanted.realm, self.credential
+        if realm is None:
+            return basic(credential)
+        if credential.registry_token and not credential.username and not credential.identity_token:
+            self._token = Token(credential.registry_token.reveal(), 0.0)
+        else:
+            self._token = self._means.tokens.get(realm, credential, self.cancel)
+        return f"Bearer {self._token.value}"
+
+    def _learn(self, reply: Reply, bare: Request) -> None:
+        """Read the challenge of a 401.
+
+        Raises:
+            Unauthenticated: There is none that can be answered, or its realm is not to be asked.
+        """
+        # The answer may have come over http where https was tried first.
+        bare = replace(bare, url=replace(bare.url, scheme=reply.url.scheme))
+        challenge = choose(parse_challenges(reply.all("www-authenticate")))
+        try:
+            self.wanted = self._wanted_by(challenge, bare, reply.peer)
+        except Refused as refused:
+            reply.discard()
+            raise Unauthenticated(refused.sentence) from None
+
+    def _wanted_by(self, challenge: Challenge | None, bare: Request, peer: Ip) -> Wanted:
+        if challenge is None:
+            raise Refused(f"{self.host.name} answered 401 and asks for credentials in no way that is known here")
+        if challenge.scheme == "basic":
+            return Wanted()
+        return Wanted(Realm.of(challenge, bare, peer, self.repository, same_site=self._means.same_site))
+
+    def _send(self, request: Request, authorization: str | None) -> Landed:
+        if authorization is not None:
+            kept = tuple(one for one in request.headers if one[0].lower() != "authorization")
+            request = replace(request, headers=(*kept, ("Authorization", authorization)))
+        if not self.host.plain_after:
+            return self._follow(request)
+        return self._either(request)
+
+    def _either(self, request: Request) -> Landed:
+        """Try https, then http, and remember which it was."""
+        memory, name = self._means.memory, self.host.name
+        if not memory.speaks_plain(name):
+            try:
+                return self._follow(request)
+            except HostFailed as failure:
+                if failure.kind != "tls":
+                    raise
+        try:
+            landed = self._follow(replace(request, url=replace(request.url, scheme="http")))
+        except HostFailed:
+            memory.note_plain(name, plain=False)
+            raise
+        memory.note_plain(name, plain=True)
+        return landed
+
+    def _follow(self, request: Request) -> Landed:
+        return follow(self._means.transport, request, self.cancel)
+
+    def _hidden(self) -> tuple[str, ...]:
+        token = (self._token.value,) if self._token is not None else ()
+        return (*self._secrets, *token)
+
+    def __str__(self) -> str:
+        return f"{self.host.name} {named(self.credential)}"

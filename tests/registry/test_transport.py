@@ -1,0 +1,90 @@
+"""One request: what goes out, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from cri_shim.registry.cancel import Cancel
+from cri_shim.registry.transport import Request, Transport
+from cri_shim.registry.url import parse_url
+from tests.fakes.misbehaviour import raw, status
+from tests.fakes.registry import FakeRegistry
+
+
+@pytest.fixture
+def transport():
+    made = Transport()
+    yield made
+    made.close()
+
+
+def ask(transport, registry, path="/v2/", **more):
+    return transport.open(Request("GET", parse_url(registry.url + path), **more), Cancel())
+
+
+def test_headers_that_stand_twice(transport, registry):
+    ask(
+        transport, registry, headers=(("X-A", "1"), ("X-A", "2"), ("user-agent", "me"), ("Accept-Encoding", "gzip"))
+    ).close()
+    headers = registry.log[0].headers
+    assert (headers["user-agent"], headers["accept-encoding"]) == ("me", "identity")
+    registry.forget()
+    with pytest.raises(ValueError, match="Invalid header value"):
+        ask(transport, registry, headers=(("X-A", "a\r\nX-B: c"),))
+    assert registry.count() == 0
+
+
+def test_a_request_shows_no_secret():
+    request = Request("POST", parse_url("https://a/b?q=s3cret"), (("Authorization", "s3cret"),), b"s3cret")
+    assert "s3cret" not in repr(request)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_ipv6(transport):
+    try:
+        registry = FakeRegistry(address="::1")
+    except OSError:
+        pytest.skip("no IPv6 on loopback")
+    with registry, ask(transport, registry) as reply:
+        assert reply.status == 200
+        assert registry.log[0].headers["host"] == registry.host
+
+
+def test_connections_are_used_again_after_errors_with_a_short_body(transport, registry):
+    registry.on("GET", "", status(404, b"x" * 1000), times=5)
+    for _ in range(5):
+        ask(transport, registry).discard()
+    assert registry.connections == 1
+    registry.on("GET", "", status(404, b"x" * 100_000), times=2)
+    for _ in range(2):
+        ask(transport, registry).discard()
+    assert registry.connections == 2  # a long one is not worth reading
+
+
+def test_nothing_stays_open(transport, registry):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        ask(transport, registry).body(10, "it")
+        ask(transport, registry, "/v2/none").close()
+        registry.then("GET", "", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab"))
+        with pytest.raises(Exception, match="broke off"):
+            ask(transport, registry).body(10, "it")
+    transport.close()
+    registry.close()
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_replies_can_be_closed_twice(transport, registry):
+    reply = ask(transport, registry)
+    reply.close()
+    reply.close()
+    assert reply.read_into(memoryview(bytearray(5))) == 0
+
+
+def test_pools_are_bounded(transport):
+    for port in range(1, 200):
+        transport._pool(Request("GET", parse_url(f"http://127.0.0.1:{port}/")))
+    assert len(transport._pools) == 64
