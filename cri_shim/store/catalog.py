@@ -1,0 +1,143 @@
+"""What the index says, in memory: the answer to every read, without a disk.
+
+It changes only on the event loop, after the transaction that it mirrors has been committed. Everything in it is a
+value, so a reader may keep what it got.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from cri_shim.store.image import Image, Usage, sorted_names
+from rootfs.digest import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+_SHORT_ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer directory. *ghosts*: it holds whiteouts, which must not show when it is the lowest.
+
+    *implied* counts directories that the layer made without an entry of their own.
+    """
+
+    name: str
+    diff_id: Digest
+    form: str
+    usage: Usage
+    ghosts: bool
+    implied: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """This blob was seen to unpack to this diff ID."""
+
+    blob: Digest
+    diff_id: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """This registry delivered these bytes to this node for this repository."""
+
+    registry: str
+    repository: str
+    blob: Digest
+
+
+@dataclass(slots=True)
+class Catalog:
+    """Images, names, layers, proofs and deliveries."""
+
+    images: dict[Digest, Image] = field(default_factory=dict)
+    names: dict[str, Digest] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    proofs: set[Proof] = field(default_factory=set)
+    deliveries: set[Delivery] = field(default_factory=set)
+
+    def by_id(self, text: str) -> Image | None:
+        """Return the image with the id *text*, with or without `sha256:`."""
+        match = _ID.fullmatch(text)
+        if match is None:
+            return None
+        return self.images.get(Digest("sha256", match[1]))
+
+    def by_short_id(self, text: str) -> Image | None:
+        """Return the only image whose id begins with *text* (at least three hex digits)."""
+        match = _SHORT_ID.fullmatch(text)
+        if match is None:
+            return None
+        found = [image for digest, image in self.images.items() if digest.hex.startswith(match[1])]
+        return found[0] if len(found) == 1 else None
+
+    def by_name(self, name: str) -> Image | None:
+        """Return the image that the canonical *name* stands for."""
+        digest = self.names.get(name)
+        return self.images[digest] if digest is not None else None
+
+    def by_manifest(self, repository: str, digest: Digest) -> Image | None:
+        """Return the image of *repository* whose platform manifest is *digest*."""
+        wanted = (repository + ":", repository + "@")
+        return next(
+            (i for i in self.images.values() if i.manifest == digest and any(n.startswith(wanted) for n in i.names)),
+            None,
+        )
+
+    def put(self, image: Image, names: Iterable[str], deliveries: Iterable[Delivery] = ()) -> None:
+        """Record *image* under *names* too; another image that had one of them loses it."""
+        self.deliveries.update(deliveries)
+        for name in names:
+            self._take(name)
+            self.names[name] = image.id
+        mine = [name for name, holder in self.names.items() if holder == image.id]
+        tags, digests = sorted_names(mine)
+        self.images[image.id] = replace(image, tags=tags, digests=digests)
+
+    def put_layer(self, layer: Layer, proof: Proof | None, delivery: Delivery | None) -> None:
+        """Record a layer, with what its arrival has proved."""
+        self.layers.setdefault(layer.name, layer)
+        self.proofs.update(() if proof is None else (proof,))
+        self.deliveries.update(() if delivery is None else (delivery,))
+
+    def drop(self, image: Digest) -> None:
+        """Forget *image* and all its names."""
+        self.images.pop(image, None)
+        self.names = {name: holder for name, holder in self.names.items() if holder != image}
+
+    def referenced(self) -> set[str]:
+        """Return the layer directories that images stand on.
+
+        The plain layer that a form was made of is among them: it costs directories only, and the next image that has
+        the layer at another place needs it.
+        """
+        layers = [layer for image in self.images.values() for layer in image.layers]
+        return {layer.name for layer in layers} | {layer.diff_id.hex for layer in layers}
+
+    def documents(self) -> dict[Digest, int]:
+        """Return the documents that images keep, with their sizes in bytes."""
+        return {doc.digest: doc.size_bytes for image in self.images.values() for doc in image.documents}
+
+    def drop_layers(self, names: Iterable[str]) -> None:
+        """Forget layers, and what was proved about a diff ID or blob that is no longer here."""
+        for name in names:
+            self.layers.pop(name, None)
+        diff_ids = {layer.diff_id for layer in self.layers.values()}
+        self.proofs = {proof for proof in self.proofs if proof.diff_id in diff_ids}
+        documents = self.documents()
+        kept = {proof.blob for proof in self.proofs}
+        self.deliveries = {d for d in self.deliveries if d.blob in kept or d.blob in documents}
+
+    def _take(self, name: str) -> None:
+        holder = self.names.pop(name, None)
+        if holder is None:
+            return
+        image = self.images[holder]
+        tags, digests = sorted_names(other for other in image.names if other != name)
+        self.images[holder] = replace(image, tags=tags, digests=digests)

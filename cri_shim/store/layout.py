@@ -1,0 +1,79 @@
+"""Where everything lies below the root, and the version of that.
+
+The layers lie in the containers-storage overlay layout, so that the root can serve as an additional image store;
+everything of ours stands beside it under other names. The root is 0700: layers hold setuid files.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import ConfigError
+from cri_shim.store.durable import write_durably
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT = 1
+_DIRECTORIES = ("overlay", "overlay/l", "blobs", "blobs/sha256", "blobs/sha512", "ingest", "staging", "trash")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths below one root."""
+
+    root: Path
+
+    @property
+    def index(self) -> Path:
+        """The SQLite file."""
+        return self.root / "index.db"
+
+    @property
+    def ingest(self) -> Path:
+        """Where blobs arrive."""
+        return self.root / "ingest"
+
+    @property
+    def overlay(self) -> Path:
+        """Where layers lie."""
+        return self.root / "overlay"
+
+    @property
+    def blobs(self) -> Path:
+        """Where documents lie, by algorithm and digest."""
+        return self.root / "blobs"
+
+    def prepare(self) -> None:
+        """Make what is missing and check the version.
+
+        Raises:
+            ConfigError: the root cannot be written, or a newer cri-shim wrote it.
+        """
+        try:
+            for path in (self.root, *(self.root / name for name in _DIRECTORIES)):
+                path.mkdir(mode=0o700, parents=path == self.root, exist_ok=True)
+            os.chmod(self.root, 0o700)
+            self._check_version()
+        except OSError as error:
+            raise ConfigError(
+                f"root {self.root} cannot be used: {error.strerror} ({error.filename}); "
+                "give a directory that this user can write, with --root or `root` in the configuration"
+            ) from error
+
+    def _check_version(self) -> None:
+        path = self.root / "VERSION"
+        try:
+            text = path.read_text(encoding="ascii", errors="replace").strip()
+        except FileNotFoundError:
+            write_durably(path, f"{FORMAT}\n".encode())
+            return
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise ConfigError(f"{path} holds no version number; was this root made by cri-shim?")
+        if int(text) > FORMAT:
+            raise ConfigError(
+                f"root {self.root} has format {int(text)}, written by a newer cri-shim; "
+                f"this one knows format {FORMAT}: install the newer version or give another root"
+            )

@@ -1,0 +1,136 @@
+"""The seal of a layer: `layer.json` in its directory, enough to know the layer again without the index.
+
+It is written before the layer gets its name and never changed. What lists paths (implied directories) is kept here
+and not in the index: it is read only when an image is put together.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim.errors import StoreDamaged
+from cri_shim.store.catalog import Layer
+from cri_shim.store.image import Usage
+from rootfs.digest import Digest
+from rootfs.errors import RootfsError
+
+if TYPE_CHECKING:
+    from rootfs.apply import Applied
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a layer directory holds. *source* is the plain layer that a form was made of, else empty."""
+
+    name: str
+    diff_id: Digest
+    form: str
+    usage: Usage
+    ghosts: bool
+    implied: tuple[bytes, ...]
+    diff_size_bytes: int = 0
+    blob: str = ""
+    blob_size_bytes: int = 0
+    compression: str = ""
+    entries: int = 0
+    skipped: tuple[tuple[str, int], ...] = ()
+    source: str = ""
+
+    @property
+    def layer(self) -> Layer:
+        """The row of the index for this layer."""
+        return Layer(self.name, self.diff_id, self.form, self.usage, self.ghosts, len(self.implied))
+
+
+class _Fields(msgspec.Struct, forbid_unknown_fields=True):
+    version: int
+    name: str
+    diff_id: str
+    form: str
+    used_bytes: int
+    inodes: int
+    ghosts: bool
+    implied: list[str]
+    diff_size_bytes: int
+    blob: str
+    blob_size_bytes: int
+    compression: str
+    entries: int
+    skipped: list[tuple[str, int]]
+    source: str
+
+
+def seal_of(applied: Applied) -> Seal:
+    """Return the seal of a plain layer that was just unpacked."""
+    return Seal(
+        name=applied.diff_id.hex,
+        diff_id=applied.diff_id,
+        form="plain",
+        usage=Usage(applied.usage_bytes, applied.inodes),
+        ghosts=applied.whiteouts > 0 or bool(applied.opaque),
+        implied=applied.implied,
+        diff_size_bytes=applied.diff_size_bytes,
+        blob=str(applied.blob),
+        blob_size_bytes=applied.blob_size_bytes,
+        compression=applied.compression,
+        entries=applied.entries,
+        skipped=applied.skipped,
+    )
+
+
+def encode_seal(seal: Seal) -> bytes:
+    """Return the bytes of `layer.json`."""
+    return msgspec.json.encode(
+        _Fields(
+            version=VERSION,
+            name=seal.name,
+            diff_id=str(seal.diff_id),
+            form=seal.form,
+            used_bytes=seal.usage.used_bytes,
+            inodes=seal.usage.inodes,
+            ghosts=seal.ghosts,
+            implied=[base64.b64encode(path).decode("ascii") for path in seal.implied],
+            diff_size_bytes=seal.diff_size_bytes,
+            blob=seal.blob,
+            blob_size_bytes=seal.blob_size_bytes,
+            compression=seal.compression,
+            entries=seal.entries,
+            skipped=list(seal.skipped),
+            source=seal.source,
+        )
+    )
+
+
+def decode_seal(data: bytes) -> Seal:
+    """Read `layer.json` back.
+
+    Raises:
+        StoreDamaged: it is not what `encode_seal` wrote.
+    """
+    try:
+        fields = msgspec.json.decode(data, type=_Fields)
+        diff_id = Digest.parse(fields.diff_id)
+        implied = tuple(base64.b64decode(path, validate=True) for path in fields.implied)
+    except (msgspec.DecodeError, RootfsError, ValueError) as error:
+        raise StoreDamaged(f"the seal of a layer cannot be read: {error}") from error
+    return Seal(
+        name=fields.name,
+        diff_id=diff_id,
+        form=fields.form,
+        usage=Usage(fields.used_bytes, fields.inodes),
+        ghosts=fields.ghosts,
+        implied=implied,
+        diff_size_bytes=fields.diff_size_bytes,
+        blob=fields.blob,
+        blob_size_bytes=fields.blob_size_bytes,
+        compression=fields.compression,
+        entries=fields.entries,
+        skipped=tuple((what, count) for what, count in fields.skipped),
+        source=fields.source,
+    )

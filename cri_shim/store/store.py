@@ -1,0 +1,339 @@
+"""The store as the pulls see it: one object, on the event loop, that never blocks it.
+
+Every change is a transaction in the index thread first and a change of the catalog in memory right after; the two are
+never separated by a cancelled caller. Layers that no image refers to live as long as a lease holds them: a pull in
+flight, or the grace that follows one, so that a failed pull costs its layers only once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from cri_shim.errors import StoreDamaged
+from cri_shim.store.blobs import Blobs
+from cri_shim.store.durable import from_os_error
+from cri_shim.store.image import Image, Usage, record_of
+from cri_shim.store.index import Index
+from cri_shim.store.recover import Plan, plan_recovery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from concurrent.futures import Executor
+
+    from cri_shim.store.catalog import Catalog, Delivery, Layer, Proof
+    from cri_shim.store.layout import Layout
+    from rootfs.client import Helper, Job
+    from rootfs.digest import Digest
+
+T = TypeVar("T")
+GRACE_SECONDS = 600.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """What one pull relies on: layers and documents that must not be removed while it runs."""
+
+    layers: set[str] = field(default_factory=set)
+    documents: set[Digest] = field(default_factory=set)
+    writing: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def hold(self, name: str) -> None:
+        """Keep the layer directory *name* until the lease ends."""
+        self.layers.add(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Where the store's blocking work is done: *index* is a single thread."""
+
+    disk: Executor
+    index: Executor
+
+
+class Store:
+    """Images, layers and documents of one root. Every method is called on the event loop."""
+
+    def __init__(self, layout: Layout, helper: Helper, threads: Threads, index: Index, catalog: Catalog) -> None:
+        self.layout = layout
+        self.helper = helper
+        self.catalog = catalog
+        self.blobs = Blobs(layout)
+        self._threads = threads
+        self._index = index
+        self._leases: set[Lease] = set()
+        self._grace: dict[str, float] = {}
+        self._leaving: dict[str, asyncio.Event] = {}
+        self._trash_usage = Usage(0, 0)
+        self._emptying: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, layout: Layout, helper: Helper, threads: Threads) -> Store:
+        """Open the root, put right what a crash left, and return the store.
+
+        Raises:
+            StoreDamaged: the index cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        index = await loop.run_in_executor(threads.index, Index.open, layout.index)
+        catalog = await loop.run_in_executor(threads.index, index.load)
+        store = cls(layout, helper, threads, index, catalog)
+        await store._recover()
+        return store
+
+    async def close(self) -> None:
+        """Stop the background work and close the index."""
+        if self._emptying is not None:
+            self._emptying.cancel()
+            await asyncio.wait([self._emptying])
+        await self._in_index(self._index.close)
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Lease]:
+        """Hold layers for one pull; when it ends, those without an image stay for a grace."""
+        lease = Lease()
+        self._leases.add(lease)
+        try:
+            yield lease
+        finally:
+            await asyncio.gather(*lease.writing, return_exceptions=True)  # `put_image` raised what failed
+            self._leases.discard(lease)
+            self._spare(lease.layers - self.catalog.referenced())
+            await self._drop_documents(lease.documents)
+
+    async def disk(self, work: Callable[[], T]) -> T:
+        """Run *work* in a disk thread.
+
+        Raises:
+            NoSpace, StoreDamaged: the disk has no room, or fails.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads.disk, work)
+        except OSError as error:
+            raise from_os_error(error, self.layout.root) from error
+
+    def keep_document(self, digest: Digest, data: bytes, lease: Lease) -> None:
+        """Begin to write a manifest, an index or a config to the disk; `put_image` waits until it is there."""
+        lease.documents.add(digest)
+        lease.writing.append(asyncio.create_task(self._write_document(digest, data), name=f"keep {digest}"))
+
+    async def get_document(self, digest: Digest, lease: Lease) -> bytes | None:
+        """Return a document that lies here and hold it, or None when it is gone or damaged."""
+        lease.documents.add(digest)
+        await self.ready_for(str(digest))
+        try:
+            return await self.disk(lambda: self.blobs.get(digest))
+        except StoreDamaged:
+            return None
+
+    async def put_layer(self, layer: Layer, proof: Proof | None, delivery: Delivery | None, lease: Lease) -> None:
+        """Record a layer that was committed to the disk, under *lease*."""
+        lease.hold(layer.name)
+        await self._change(
+            lambda: self._index.put_layer(layer, proof, delivery),
+            lambda: self.catalog.put_layer(layer, proof, delivery),
+        )
+
+    async def put_deliveries(self, deliveries: tuple[Delivery, ...]) -> None:
+        """Record which registry delivered which blobs; known ones cost nothing."""
+        fresh = tuple(d for d in deliveries if d not in self.catalog.deliveries)
+        if fresh:
+            await self._change(lambda: self._index.put_deliveries(fresh), lambda: self.catalog.deliveries.update(fresh))
+
+    async def put_image(
+        self, image: Image, names: tuple[str, ...], deliveries: tuple[Delivery, ...], lease: Lease
+    ) -> Image:
+        """Record *image*: from the return on it exists, under *names* and those it had.
+
+        Raises:
+            NoSpace, StoreDamaged: a document, the record or the row could not be written; there is no image.
+        """
+        record = self.disk(lambda: self.blobs.put_record(image.id, record_of(image)))
+        await asyncio.gather(record, *lease.writing)
+        await self._change(
+            lambda: self._index.put_image(image, names, deliveries),
+            lambda: self.catalog.put(image, names, deliveries),
+        )
+        return self.catalog.images[image.id]
+
+    async def remove_image(self, image: Digest, patience_seconds: float) -> None:
+        """Forget *image*, then wait up to *patience_seconds* until its room is free."""
+        if image in self.catalog.images:
+            documents = {document.digest for document in self.catalog.images[image].documents}
+            await self._change(lambda: self._index.drop_image(image), lambda: self.catalog.drop(image))
+            await self._drop_documents(documents)
+        await self.collect()
+        if self._emptying is not None and patience_seconds > 0:
+            await asyncio.wait([self._emptying], timeout=patience_seconds)
+
+    async def collect(self) -> tuple[str, ...]:
+        """Remove the layers that nothing refers to and no lease or grace holds; return their directories."""
+        victims = {name: self.catalog.layers[name] for name in self._unused()}
+        if victims:
+            gone = self._leave(victims)
+            self.catalog.drop_layers(victims)
+            await undisturbed(self._drop_layers(victims, gone))
+        return tuple(victims)
+
+    async def discard(self, staging: str) -> None:
+        """Give up what was being made under *staging*; its room is freed in the background."""
+        await undisturbed(run_job(self.helper.discard(staging)))
+        self._empty_trash()
+
+    async def emptied(self) -> None:
+        """Wait until what was thrown away is gone."""
+        if self._emptying is not None:
+            await asyncio.wait([self._emptying])
+
+    async def ready_for(self, name: str) -> None:
+        """Wait until no removal of the directory or document *name* is under way."""
+        while (leaving := self._leaving.get(name)) is not None:
+            await leaving.wait()
+
+    def usage(self, arriving: Usage) -> Usage:
+        """Return what the root takes: layers, documents, trash, and *arriving* blobs. No disk is asked."""
+        layers = sum((layer.usage for layer in self.catalog.layers.values()), Usage(0, 0))
+        documents = self.catalog.documents()
+        return layers + Usage(sum(documents.values()), len(documents)) + self._trash_usage + arriving
+
+    async def _recover(self) -> None:
+        found = await run_job(self.helper.recover())
+        documents = await self.disk(self.blobs.present)
+        plan = plan_recovery(self.catalog, found, documents)
+        await self.disk(self._empty_ingest)
+        await self._in_index(lambda: self._carry_out(plan))
+        self.catalog = await self._in_index(self._index.load)
+        await self.disk(lambda: self.blobs.remove(plan.stray_documents))
+        self._spare(layer.name for layer in plan.adopt)
+        if plan.trash:
+            await run_job(self.helper.trash(plan.trash))
+        self._empty_trash()
+        for digest in plan.lost_images:
+            _log.error("image %s is not whole on the disk and is no longer listed; pull it again", digest)
+        if plan.adopt:
+            _log.info("adopted %d layers of an interrupted pull", len(plan.adopt))
+
+    def _carry_out(self, plan: Plan) -> None:
+        for digest in plan.lost_images:
+            self._index.drop_image(digest)
+        for layer in plan.adopt:
+            self._index.put_layer(layer)
+        if plan.lost_layers:
+            self.catalog.drop_layers(plan.lost_layers)
+            self._index.drop_layers(plan.lost_layers, self.catalog.deliveries)
+
+    def _empty_ingest(self) -> None:
+        for path in self.layout.ingest.iterdir():
+            path.unlink()
+
+    def _spare(self, names: Iterable[str]) -> None:
+        names = set(names)
+        if not names:
+            return
+        until = time.monotonic() + GRACE_SECONDS
+        self._grace.update(dict.fromkeys(names, until))
+        asyncio.get_running_loop().call_later(GRACE_SECONDS + 1, self._collect_later)
+
+    def _collect_later(self) -> None:
+        task = asyncio.create_task(self.collect(), name="collect unused layers")
+        task.add_done_callback(_log_failure)
+
+    def _unused(self) -> Iterable[str]:
+        now = time.monotonic()
+        self._grace = {name: until for name, until in self._grace.items() if until > now}
+        held = self.catalog.referenced().union(self._grace, *(lease.layers for lease in self._leases))
+        return [name for name in self.catalog.layers if name not in held]
+
+    async def _drop_layers(self, victims: dict[str, Layer], gone: asyncio.Event) -> None:
+        names, deliveries = tuple(victims), tuple(self.catalog.deliveries)
+        try:
+            await self._in_index(lambda: self._index.drop_layers(names, deliveries))
+            self._trash_usage += sum((layer.usage for layer in victims.values()), Usage(0, 0))
+            await run_job(self.helper.trash(names))
+        except Exception:
+            self.catalog.layers.update(victims)
+            raise
+        finally:
+            self._left(victims, gone)
+        self._empty_trash()
+
+    async def _write_document(self, digest: Digest, data: bytes) -> None:
+        await self.ready_for(str(digest))
+        await self.disk(lambda: self.blobs.put(digest, data))
+
+    async def _drop_documents(self, candidates: Iterable[Digest]) -> None:
+        """Delete those of *candidates* that no image and no lease needs."""
+        held = set(self.catalog.documents()).union(*(lease.documents for lease in self._leases))
+        unused = tuple(digest for digest in candidates if digest not in held)
+        names = tuple(str(digest) for digest in unused if str(digest) not in self._leaving)
+        if not names:
+            return
+        gone = self._leave(names)
+
+        async def delete() -> None:
+            try:
+                await self.disk(lambda: self.blobs.remove(unused))
+            finally:
+                self._left(names, gone)
+
+        await undisturbed(delete())
+
+    def _leave(self, names: Iterable[str]) -> asyncio.Event:
+        """Note that *names* are being removed: who wants to make them anew waits."""
+        gone = asyncio.Event()
+        self._leaving.update(dict.fromkeys(names, gone))
+        return gone
+
+    def _left(self, names: Iterable[str], gone: asyncio.Event) -> None:
+        for name in names:
+            del self._leaving[name]
+        gone.set()
+
+    def _empty_trash(self) -> None:
+        if self._emptying is None or self._emptying.done():
+            self._emptying = asyncio.create_task(self._unlink_trash(), name="empty the trash")
+            self._emptying.add_done_callback(_log_failure)
+
+    async def _unlink_trash(self) -> None:
+        pending = Usage(-1, 0)
+        while pending != self._trash_usage:  # more may have been thrown in while the last lot was unlinked
+            pending = self._trash_usage
+            for stuck in await run_job(self.helper.empty_trash()):
+                _log.warning("%s stays in the trash: %s", stuck.name, stuck.reason)
+        self._trash_usage = Usage(0, 0)
+
+    async def _change(self, commit: Callable[[], None], mirror: Callable[[], None]) -> None:
+        async def both() -> None:
+            await self._in_index(commit)
+            mirror()
+
+        await undisturbed(both())
+
+    async def _in_index(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads.index, work)
+
+
+async def run_job(job: Job[T]) -> T:
+    """Wait for a job of the helper; a cancelled caller cancels it."""
+    future = asyncio.wrap_future(job.future)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # it is no news to anyone
+        job.cancel()
+        raise
+
+
+async def undisturbed(work: Awaitable[T]) -> T:
+    """Let *work* come to its end although the caller may be cancelled meanwhile."""
+    return await asyncio.shield(asyncio.ensure_future(work))
+
+
+def _log_failure(task: asyncio.Task[T]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("removing unused layers failed and will be tried again: %s", error)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from cri_shim.store.catalog import Catalog, Layer
+from cri_shim.store.image import Document, Image, ImageLayer, Usage
+from cri_shim.store.recover import plan_recovery
+from cri_shim.store.seal import Seal, decode_seal, encode_seal
+from rootfs.commit import Found
+from rootfs.digest import Digest
+
+
+def seal(seed: str) -> Seal:
+    diff_id = Digest.of(seed.encode())
+    return Seal(diff_id.hex, diff_id, "plain", Usage(9, 2), ghosts=True, implied=(b"tmp", b"caf\xe9"))
+
+
+def found(seed: str) -> Found:
+    return Found(name=seal(seed).name, seal=encode_seal(seal(seed)))
+
+
+def catalog_with(*seeds: str) -> Catalog:
+    catalog = Catalog()
+    for seed in seeds:
+        catalog.put_layer(seal(seed).layer, None, None)
+    return catalog
+
+
+def image_on(*layers: Layer) -> Image:
+    config = Digest.of(b"config")
+    rows = tuple(ImageLayer(l.diff_id, l.name, config, 1, "t", 1, 1) for l in layers)
+    return Image(config, (), (), "", config, config, "", (Document(config, 4),), rows)
+
+
+def test_a_seal_is_read_back_whole() -> None:
+    assert decode_seal(encode_seal(seal("a"))) == seal("a")
+
+
+def test_a_directory_without_a_row_is_adopted() -> None:
+    plan = plan_recovery(Catalog(), [found("a")], [])
+    assert [layer.name for layer in plan.adopt] == [seal("a").name]
+    assert plan.trash == ()
+
+
+def test_a_directory_without_a_good_seal_goes_to_the_trash() -> None:
+    strays = [Found("x" * 64, None), Found("y" * 64, b"{"), Found("z" * 64, encode_seal(seal("a")))]
+    plan = plan_recovery(Catalog(), strays, [])
+    assert plan.trash == ("x" * 64, "y" * 64, "z" * 64)
+    assert plan.adopt == ()
+
+
+def test_an_image_whose_layer_is_gone_is_lost_and_its_row_too() -> None:
+    catalog = catalog_with("a", "b")
+    catalog.put(image_on(seal("a").layer, seal("b").layer), ("r/a:1",))
+    plan = plan_recovery(catalog, [found("a")], [Digest.of(b"config")])
+    assert plan.lost_images == (Digest.of(b"config"),)
+    assert plan.lost_layers == (seal("b").name,)
+    assert plan.stray_documents == (Digest.of(b"config"),)
+
+
+def test_an_image_whose_config_is_gone_is_lost() -> None:
+    catalog = catalog_with("a")
+    catalog.put(image_on(seal("a").layer), ("r/a:1",))
+    plan = plan_recovery(catalog, [found("a")], [])
+    assert plan.lost_images == (Digest.of(b"config"),)
+
+
+def test_what_agrees_is_left_alone() -> None:
+    catalog = catalog_with("a")
+    catalog.put(image_on(seal("a").layer), ("r/a:1",))
+    plan = plan_recovery(catalog, [found("a")], [Digest.of(b"config")])
+    assert plan == type(plan)((), (), (), (), ())
