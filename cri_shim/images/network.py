@@ -1,0 +1,112 @@
+"""The registry client seen from the event loop: each call runs in a thread and can be cancelled.
+
+Two kinds of threads: short questions (manifests, HEADs, configs) never wait behind downloads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from cri_shim.registry.cancel import Cancel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+
+    from cri_shim.auth.credential import Credential
+    from cri_shim.oci.manifest import Descriptor
+    from cri_shim.oci.reference import Reference
+    from cri_shim.registry.client import Client, Fetched, Resolved
+    from cri_shim.registry.download import Sink
+    from rootfs.digest import Digest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a pull gets its blobs: a repository, and its credentials; the one that opened the manifest is first."""
+
+    reference: Reference
+    credentials: tuple[Credential, ...]
+
+    @property
+    def registry(self) -> str:
+        """The registry's name."""
+        return self.reference.registry
+
+    @property
+    def repository(self) -> str:
+        """The repository's path."""
+        return self.reference.repository
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Where network calls wait: *questions* are short, *downloads* are not."""
+
+    questions: Executor
+    downloads: Executor
+
+
+class Network:
+    """The only way from a pull to a registry."""
+
+    def __init__(self, client: Client, threads: Threads, downloads_at_once: int) -> None:
+        self._client = client
+        self._threads = threads
+        self._downloads = asyncio.Semaphore(downloads_at_once)
+
+    async def resolve(self, reference: Reference, credentials: Sequence[Credential]) -> Resolved:
+        """Ask by HEAD what *reference* stands for."""
+        return await self._ask(lambda cancel: self._client.resolve(reference, credentials, cancel))
+
+    async def manifest(self, reference: Reference, credentials: Sequence[Credential]) -> Fetched:
+        """Fetch a manifest or an index."""
+        return await self._ask(lambda cancel: self._client.manifest(reference, credentials, cancel))
+
+    async def document(self, source: Source, descriptor: Descriptor, limit_bytes: int) -> bytes:
+        """Fetch a small blob, verified."""
+        return await self._ask(
+            lambda cancel: self._client.blob(
+                source.reference, descriptor, source.credentials, cancel, limit_bytes=limit_bytes
+            )
+        )
+
+    async def has_blob(self, source: Source, digest: Digest) -> bool:
+        """Ask by HEAD whether the credential may have a blob."""
+        return await self._ask(
+            lambda cancel: self._client.has_blob(source.reference, digest, source.credentials, cancel)
+        )
+
+    async def download(self, source: Source, descriptor: Descriptor, sink: Sink, begun: Callable[[], None]) -> str:
+        """Bring a layer blob into *sink*; return the host that served it. *begun* is called when it is its turn."""
+        async with self._downloads:
+            begun()
+            delivered = await _in_thread(
+                self._threads.downloads,
+                lambda cancel: self._client.download(source.reference, descriptor, source.credentials, sink, cancel),
+            )
+        return delivered.host
+
+    async def _ask(self, call: Callable[[Cancel], T]) -> T:
+        return await _in_thread(self._threads.questions, call)
+
+
+async def _in_thread(executor: Executor, call: Callable[[Cancel], T]) -> T:
+    cancel = Cancel()
+    future = asyncio.get_running_loop().run_in_executor(executor, call, cancel)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        cancel.cancel()
+        future.cancel()
+        future.add_done_callback(_ignore)
+        raise
+
+
+def _ignore(future: asyncio.Future[T]) -> None:
+    if not future.cancelled():
+        future.exception()  # the caller is gone; asyncio must not report the failure that we asked for

@@ -1,0 +1,111 @@
+"""What a pull is doing, and what it has done: for the admin socket, and the record that every pull leaves.
+
+These objects are changed on the event loop by the pull that owns them and read by whoever asks.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cri_shim.store.ingest import Ingest
+
+_PHASES = ("queued", "fetch_start", "fetch_end", "unpack_start", "unpack_end")
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One layer on its way from a registry into a directory, shared by every pull that waits for it.
+
+    Times are monotonic seconds, 0 until the phase is reached.
+    """
+
+    blob: str
+    size_bytes: int
+    host: str = ""
+    queued: float = field(default_factory=time.monotonic)
+    fetch_start: float = 0.0
+    fetch_end: float = 0.0
+    unpack_start: float = 0.0
+    unpack_end: float = 0.0
+    ingest: Ingest | None = None
+
+    @property
+    def arrived_bytes(self) -> int:
+        """How much of the blob is here."""
+        if self.fetch_end:
+            return self.size_bytes
+        return self.ingest.position_bytes if self.ingest is not None else 0
+
+    @property
+    def phase(self) -> str:
+        """Where the layer stands, in one word."""
+        if self.unpack_end:
+            return "done"
+        if self.fetch_end:
+            return "unpacking"
+        return "fetching" if self.fetch_start else "queued"
+
+
+@dataclass(slots=True)
+class LayerProgress:
+    """A layer as one pull sees it. *why* tells how it came: fetched, present, joined, checked."""
+
+    blob: str
+    size_bytes: int
+    why: str = "waiting"
+    transfer: Transfer | None = None
+
+    @property
+    def reused(self) -> bool:
+        """Whether this pull fetched nothing for the layer."""
+        return self.why in ("present", "joined")
+
+
+@dataclass(slots=True)
+class PullProgress:
+    """One pull. *seconds* is 0 while it runs; *error* is empty unless it failed."""
+
+    name: str
+    started_ns: int = field(default_factory=time.time_ns)
+    begun: float = field(default_factory=time.monotonic)
+    phase: str = "resolving"
+    image: str = ""
+    error: str = ""
+    seconds: float = 0.0
+    layers: list[LayerProgress] = field(default_factory=list)
+
+    def end(self, image: str = "", error: str = "") -> None:
+        """Note how the pull ended."""
+        self.seconds = time.monotonic() - self.begun
+        self.image, self.error, self.phase = image, error, "failed" if error else "done"
+
+    def as_json(self) -> dict[str, object]:
+        """Return the record: names and numbers only, times in milliseconds from the start of the pull."""
+        return {
+            "name": self.name,
+            "phase": self.phase,
+            "image": self.image,
+            "error": self.error,
+            "started_ns": self.started_ns,
+            "seconds": round(self.seconds or time.monotonic() - self.begun, 4),
+            "layers": [self._layer(layer) for layer in self.layers],
+        }
+
+    def _layer(self, layer: LayerProgress) -> dict[str, object]:
+        row: dict[str, object] = {
+            "blob": layer.blob,
+            "size_bytes": layer.size_bytes,
+            "reused": layer.reused,
+            "why": layer.why,
+        }
+        if layer.transfer is not None:
+            transfer = layer.transfer
+            row |= {"phase": transfer.phase, "arrived_bytes": transfer.arrived_bytes, "host": transfer.host}
+            row |= {f"{phase}_ms": self._since_begin_ms(getattr(transfer, phase)) for phase in _PHASES}
+        return row
+
+    def _since_begin_ms(self, moment: float) -> float | None:
+        return round((moment - self.begun) * 1000, 1) if moment else None

@@ -1,0 +1,275 @@
+"""PullImage, top to bottom.
+
+A pull is one straight line: parse the name, put the credentials in order, read the manifest with them (always: a
+present image is authorised anew), choose the platform, read the config, bring the layers, give those that need it a
+form of their own, write the record. Pulls of the same name with the same credentials are one flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import LimitExceeded, NotFound, ShimError
+from cri_shim.images.flight import Flights, all_of
+from cri_shim.images.network import Source
+from cri_shim.images.progress import LayerProgress, PullProgress
+from cri_shim.oci.manifest import Index, pair_layers, parse_config, parse_manifest
+from cri_shim.oci.platforms import INDEX_DEPTH, runs_on, select
+from cri_shim.oci.reference import parse_reference
+from cri_shim.store.catalog import Delivery
+from cri_shim.store.image import Document, Image, ImageLayer
+from rootfs.errors import RootfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cri_shim.auth.credential import Credential
+    from cri_shim.images.forms import Forms
+    from cri_shim.images.layers import Layers
+    from cri_shim.images.network import Network
+    from cri_shim.oci.manifest import Descriptor, ImageConfig, Layer, Manifest
+    from cri_shim.oci.platforms import Platform
+    from cri_shim.oci.reference import Reference
+    from cri_shim.registry.client import Fetched
+    from cri_shim.store.image import Usage
+    from cri_shim.store.store import Lease, Store
+    from rootfs.digest import Digest
+
+Authorise = Callable[["Reference", "Credential | None"], "tuple[Credential, ...]"]
+_CONFIG_LIMIT_BYTES = 4 << 20
+_NAMELESS_TRIED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What does not change while the daemon runs. *authorise* reads the key files: it is called in a disk thread."""
+
+    platform: Platform
+    authorise: Authorise
+    fingerprint_key: bytes
+    downloads_per_image: int
+    most_layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """One manifest for this platform, with its config, and the documents passed on the way to it."""
+
+    digest: Digest
+    manifest: Manifest
+    config: ImageConfig
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the registry says the name stands for."""
+
+    source: Source
+    target: Digest
+    host: str
+    chosen: _Chosen
+    layers: tuple[Layer, ...]
+
+
+class _OtherPlatform(NotFound):
+    """An entry of an index that names no platform turned out to be for another one."""
+
+
+class Puller:
+    """Pulls in flight."""
+
+    def __init__(self, store: Store, network: Network, layers: Layers, forms: Forms, settings: Settings) -> None:
+        self._store = store
+        self._network = network
+        self._layers = layers
+        self._forms = forms
+        self._settings = settings
+        self._flights: Flights[tuple[str, ...], Image] = Flights()
+        self.running: dict[int, PullProgress] = {}
+        self.recent: list[PullProgress] = []
+
+    async def pull(self, name: str, given: Credential | None) -> Image:
+        """Bring the image *name* onto this node, or show that the caller may use the one that is here.
+
+        Raises:
+            ShimError, RootfsError: with the name in front of the reason; nothing half was recorded.
+        """
+        reference = parse_reference(name)
+        credentials = await self._store.disk(lambda: self._settings.authorise(reference, given))
+        key = self._settings.fingerprint_key
+        flight = (str(reference), *(credential.fingerprint(key) for credential in credentials))
+        return await self._flights.join(flight, lambda: self._recorded(reference, credentials))
+
+    async def _recorded(self, reference: Reference, credentials: tuple[Credential, ...]) -> Image:
+        progress = PullProgress(str(reference))
+        self.running[id(progress)] = progress
+        try:
+            with _within(f"pull {reference}"):
+                image = await self._pull(reference, credentials, progress)
+        except BaseException as error:
+            progress.end(error=str(error) or type(error).__name__)
+            raise
+        else:
+            progress.end(image=str(image.id))
+            return image
+        finally:
+            del self.running[id(progress)]
+            self.recent = [*self.recent[-199:], progress]
+
+    async def _pull(self, reference: Reference, credentials: tuple[Credential, ...], progress: PullProgress) -> Image:
+        if (present := await self._present(reference, credentials)) is not None:
+            return present
+        async with self._store.lease() as lease:
+            found = await self._find(reference, credentials, lease)
+            progress.phase = "layers"
+            await self._bring(found, lease, progress)
+            progress.phase = "committing"
+            names = await self._forms.names_for(tuple(layer.diff_id for layer in found.layers), lease)
+            return await self._record(reference, found, names, lease)
+
+    async def _present(self, reference: Reference, credentials: tuple[Credential, ...]) -> Image | None:
+        """One HEAD decides whether the image that has this name is still what the name stands for."""
+        image = self._store.catalog.by_name(str(reference))
+        if image is None:
+            return None
+        with _within("manifest"):
+            resolved = await self._network.resolve(reference, credentials)
+        still = self._store.catalog.by_name(str(reference))
+        return still if still is not None and resolved.digest in (still.target, still.manifest) else None
+
+    async def _find(self, reference: Reference, credentials: tuple[Credential, ...], lease: Lease) -> _Found:
+        with _within("manifest"):
+            fetched = await self._network.manifest(reference, credentials)
+            self._store.keep_document(fetched.digest, fetched.data, lease)
+            others = tuple(credential for credential in credentials if credential is not fetched.credential)
+            source = Source(reference, (fetched.credential, *others))
+            parsed = self._parsed(fetched.data, fetched.media_type)
+            here = (Document(fetched.digest, len(fetched.data)),)
+            chosen = await self._choose(source, parsed, here, lease)
+            return _Found(source, fetched.digest, fetched.host, chosen, pair_layers(chosen.manifest, chosen.config))
+
+    async def _choose(
+        self, source: Source, parsed: Index | Manifest, trail: tuple[Document, ...], lease: Lease
+    ) -> _Chosen:
+        """Go down from an index to the manifest for this platform, at most INDEX_DEPTH indexes deep."""
+        if not isinstance(parsed, Index):
+            return await self._with_config(source, parsed, trail, lease)
+        if len(trail) > INDEX_DEPTH:
+            raise LimitExceeded(f"indexes are nested more than {INDEX_DEPTH} deep")
+        candidates = select(parsed.manifests, self._settings.platform)
+        # Where entries name no platform their configs must tell; a named one is taken at its word.
+        tried = candidates[:1] if candidates[0].platform else candidates[:_NAMELESS_TRIED]
+        for candidate in tried:
+            data = await self._instance(source, candidate, lease)
+            below = (*trail, Document(candidate.digest, len(data)))
+            with suppress(_OtherPlatform):
+                return await self._choose(source, self._parsed(data, candidate.media_type), below, lease)
+        raise _OtherPlatform(f"none of the {len(tried)} entries of the index is for {self._settings.platform}")
+
+    async def _with_config(
+        self, source: Source, manifest: Manifest, trail: tuple[Document, ...], lease: Lease
+    ) -> _Chosen:
+        descriptor = manifest.config
+        with _within("config"):
+            data = await self._config(source, descriptor, lease)
+            config = parse_config(data)
+        if not runs_on(self._settings.platform, config.platform):
+            raise _OtherPlatform(f"the image is for {config.platform}, and this node is {self._settings.platform}")
+        return _Chosen(trail[-1].digest, manifest, config, (*trail, Document(descriptor.digest, len(data))))
+
+    def _parsed(self, data: bytes, media_type: str) -> Index | Manifest:
+        return parse_manifest(data, media_type, most_layers=self._settings.most_layers)
+
+    async def _instance(self, source: Source, descriptor: Descriptor, lease: Lease) -> bytes:
+        if (known := await self._known(source, descriptor.digest, lease)) is not None:
+            return known
+        reference = replace(source.reference, tag=None, digest=descriptor.digest)
+        fetched: Fetched = await self._network.manifest(reference, source.credentials)
+        self._store.keep_document(fetched.digest, fetched.data, lease)
+        return fetched.data
+
+    async def _config(self, source: Source, descriptor: Descriptor, lease: Lease) -> bytes:
+        if (known := await self._known(source, descriptor.digest, lease)) is not None:
+            return known
+        data = await self._network.document(source, descriptor, _CONFIG_LIMIT_BYTES)
+        self._store.keep_document(descriptor.digest, data, lease)
+        return data
+
+    async def _known(self, source: Source, digest: Digest, lease: Lease) -> bytes | None:
+        """Return a document that this repository delivered before and that is still here."""
+        if Delivery(source.registry, source.repository, digest) not in self._store.catalog.deliveries:
+            return None
+        return await self._store.get_document(digest, lease)
+
+    async def _bring(self, found: _Found, lease: Lease, progress: PullProgress) -> None:
+        at_once = asyncio.Semaphore(self._settings.downloads_per_image)
+        distinct = {layer.descriptor.digest: layer for layer in found.layers}
+        largest_first = sorted(distinct.values(), key=lambda layer: -layer.descriptor.size_bytes)
+        rows = {layer: _row(layer) for layer in largest_first}
+        progress.layers.extend(rows.values())
+
+        async def bring(layer: Layer) -> None:
+            with _within(f"layer {layer.descriptor.digest}"):
+                async with at_once:
+                    await self._layers.bring(found.source, layer, lease, rows[layer])
+
+        await all_of(bring(layer) for layer in largest_first)
+
+    async def _record(self, reference: Reference, found: _Found, names: tuple[str, ...], lease: Lease) -> Image:
+        source, chosen = found.source, found.chosen
+        rows = self._store.catalog.layers
+        image = Image(
+            id=chosen.manifest.config.digest,
+            tags=(),
+            digests=(),
+            user=chosen.config.user,
+            manifest=chosen.digest,
+            target=found.target,
+            media_type=chosen.manifest.media_type,
+            documents=chosen.documents,
+            layers=tuple(
+                _placed(layer, name, rows[layer.diff_id.hex].usage)
+                for layer, name in zip(found.layers, names, strict=True)
+            ),
+            annotations=chosen.manifest.annotations,
+            created=chosen.config.created,
+            pulled_at_ns=time.time_ns(),
+            pulled_from=found.host,
+        )
+        deliveries = tuple(Delivery(source.registry, source.repository, doc.digest) for doc in chosen.documents)
+        by_digest = str(replace(reference, tag=None, digest=found.target))
+        named = (str(reference), by_digest) if reference.digest is None else (by_digest,)
+        return await self._store.put_image(image, named, deliveries, lease)
+
+
+def _row(layer: Layer) -> LayerProgress:
+    return LayerProgress(str(layer.descriptor.digest), layer.descriptor.size_bytes)
+
+
+def _placed(layer: Layer, name: str, usage: Usage) -> ImageLayer:
+    # What a form shares with the plain layer it was made of counts for the image all the same.
+    return ImageLayer(
+        diff_id=layer.diff_id,
+        name=name,
+        blob=layer.descriptor.digest,
+        blob_size_bytes=layer.descriptor.size_bytes,
+        media_type=layer.descriptor.media_type,
+        unpacked_bytes=usage.used_bytes,
+        inodes=usage.inodes,
+    )
+
+
+@contextmanager
+def _within(step: str) -> Iterator[None]:
+    try:
+        yield
+    except (ShimError, RootfsError) as error:
+        # A flight raises one error in every pull that is aboard: each names its own steps on a copy.
+        raise copy.copy(error).within(step) from error

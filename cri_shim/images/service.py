@@ -1,0 +1,105 @@
+"""The image service without gRPC: every call of the server and the command line ends here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import InvalidReference, InvalidRequest
+from cri_shim.oci.reference import parse_reference
+from cri_shim.store.image import Usage
+
+if TYPE_CHECKING:
+    from cri_shim.auth.credential import Credential
+    from cri_shim.images.layers import Layers
+    from cri_shim.images.progress import PullProgress
+    from cri_shim.images.pull import Puller
+    from cri_shim.oci.reference import Reference
+    from cri_shim.store.image import Image
+    from cri_shim.store.store import Store
+
+_PATIENCE_SECONDS = 1.0
+
+
+class Images:
+    """Pull, list, find, remove. Every method is called on the event loop; only those that await wait for anything."""
+
+    def __init__(self, store: Store, puller: Puller, layers: Layers) -> None:
+        self._store = store
+        self._puller = puller
+        self._layers = layers
+
+    async def pull(self, name: str, given: Credential | None) -> Image:
+        """Bring the image *name* here and return it.
+
+        Raises:
+            InvalidRequest: no image is named.
+            ShimError, RootfsError: why it could not be pulled.
+        """
+        if not name.strip():
+            raise InvalidRequest("no image is named")
+        return await self._puller.pull(name, given)
+
+    def images(self) -> tuple[Image, ...]:
+        """Return every image, in order of its id."""
+        return tuple(sorted(self._store.catalog.images.values(), key=lambda image: image.id.hex))
+
+    def find(self, text: str) -> Image | None:
+        """Return the image that *text* means: an id, then a name, then the beginning of an id.
+
+        A name that is here wins over a short id, so that `cafe` never means an image whose id begins so.
+        """
+        catalog = self._store.catalog
+        return catalog.by_id(text) or self._by_name(text) or catalog.by_short_id(text)
+
+    async def remove(self, text: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+        """Forget the image that *text* means, with all its names; absent is fine.
+
+        Returns when the room is free, or after *patience_seconds* at the latest.
+        """
+        image = self.find(text)
+        if image is not None:
+            await self._store.remove_image(image.id, patience_seconds)
+
+    def usage(self) -> Usage:
+        """Return what the root takes, from counters."""
+        arriving = [transfer.arrived_bytes for transfer in self._layers.transfers if transfer.ingest is not None]
+        return self._store.usage(Usage(sum(arriving), len(arriving)))
+
+    async def config_bytes(self, image: Image) -> bytes:
+        """Return the image's config as the registry served it.
+
+        Raises:
+            StoreDamaged: it is not on the disk any more.
+        """
+        return await self._store.disk(lambda: self._store.blobs.get(image.id))
+
+    def pulls(self) -> tuple[PullProgress, ...]:
+        """Return the pulls that are running."""
+        return tuple(self._puller.running.values())
+
+    def status(self) -> dict[str, object]:
+        """Return what the admin socket shows."""
+        usage = self.usage()
+        return {
+            "root": str(self._store.layout.root),
+            "images": len(self._store.catalog.images),
+            "layers": len(self._store.catalog.layers),
+            "used_bytes": usage.used_bytes,
+            "inodes": usage.inodes,
+            "helper": self._store.helper.facts(),
+            "pulls": [pull.as_json() for pull in self.pulls()],
+            "recent": [pull.as_json() for pull in self._puller.recent],
+        }
+
+    def _by_name(self, text: str) -> Image | None:
+        try:
+            reference = parse_reference(text)
+        except InvalidReference:
+            return None
+        return self._store.catalog.by_name(str(reference)) or self._by_instance(reference)
+
+    def _by_instance(self, reference: Reference) -> Image | None:
+        """An image that came out of an index is also known by the digest of its own manifest."""
+        if reference.digest is None:
+            return None
+        return self._store.catalog.by_manifest(reference.name, reference.digest)
