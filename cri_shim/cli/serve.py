@@ -1,0 +1,44 @@
+"""`cri-shim serve`: the daemon."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from cri_shim.cli.settings import add_settings, load_settings
+from cri_shim.errors import ShimError
+from cri_shim.log import goes_to_journal, logging_to
+from cri_shim.server import serve
+from cri_shim.server.build import running_images
+from cri_shim.server.notify import Notifier
+from rootfs.errors import RootfsError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Take the configuration."""
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Serve until a signal; 1 and one line when the daemon cannot start."""
+    loaded = load_settings(options, environ)
+    config = loaded.config
+    with logging_to(sys.stderr, config.log_level, config.log_format, priorities=goes_to_journal(environ)):
+        for note in loaded.notes:
+            log.warning(note)
+        try:
+            serve.run(config, Notifier.from_environment(environ), running_images)
+        except (ShimError, RootfsError, OSError) as error:
+            log.error(f"cri-shim cannot serve: {error}")
+            return 1
+        except Exception:
+            log.exception("cri-shim cannot serve, and it is a bug; please report it")
+            return 1
+    return 0

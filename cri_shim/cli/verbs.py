@@ -1,0 +1,52 @@
+"""From argv to a verb."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from cri_shim.errors import ShimError
+from cri_shim.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+VERBS: Final = {
+    "serve": "run the daemon",
+    "demo": "pull a sample image through a daemon of its own, without root, registry or Kubernetes",
+    "status": "show what the running daemon does",
+    "config": "show the defaults or the effective configuration, or check it",
+    "version": "show the version of cri-shim and of what it stands on",
+}
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the verb that *argv* names and return the exit code."""
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    module: Any = import_module(f"cri_shim.cli.{chosen}") if chosen in VERBS else None
+    parser = _parser(chosen, module)
+    options = parser.parse_args(argv)
+    if module is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        code: int = module.run(options, environ)
+    except ShimError as error:
+        print(f"cri-shim: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser(chosen: str | None, module: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cri-shim", description="The image service that kubelet talks to (CRI v1).")
+    parser.add_argument("--version", action="version", version=f"cri-shim {VERSION}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    for name, sentence in VERBS.items():
+        verb = verbs.add_parser(name, help=sentence, description=f"{sentence[0].upper()}{sentence[1:]}.")
+        if name == chosen:
+            module.arguments(verb)
+    return parser

@@ -1,0 +1,156 @@
+"""Every key of the configuration: its type, its default, its meaning. A key that is not here does not exist.
+
+Sizes are bytes and durations seconds, and their names say so. A rule about a value stands in its type, so that the
+file, the environment and the flags are checked by the same words.
+"""
+
+# ruff: noqa: RUF009 (`_key` is `dataclasses.field` with the meaning of the key)
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_type_hints
+
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1, le=1 << 62, description="a whole number from 1 on")]
+AtMost1000 = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Seconds = Annotated[int, Meta(ge=0, le=86_400, description="a whole number of seconds, 86400 at most")]
+AbsolutePath = Annotated[str, Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_length=4096, description="an absolute path")]
+# The root stands in mount options, where a comma, a colon or a backslash would mean something else.
+StorePath = Annotated[
+    str,
+    Meta(
+        pattern=r"\A/[^\x00-\x20\x7f,:\\\"]+\Z",
+        max_length=200,
+        description="an absolute path of at most 200 characters without space, comma, colon, quote or backslash",
+    ),
+]
+# gRPC reads the address as a URI, where some letters would mean something else.
+SocketAddress = Annotated[
+    str,
+    Meta(
+        pattern=r"\A(unix://)?/[A-Za-z0-9._/@+=-]+\Z",
+        max_length=4096,
+        description="an absolute path of letters, digits and ._/@+=-, or unix:// and one",
+    ),
+]
+Mode = Annotated[str, Meta(pattern=r"\A0?[0-7]{3}\Z", description='an octal mode in quotes, such as "0660"')]
+Group = Annotated[int, Meta(ge=-1, le=0xFFFFFFFE, description="the number of a group, or -1")]
+Word = Annotated[str, Meta(min_length=1, max_length=512, description="a text of 1 to 512 characters")]
+NameBytes = Annotated[int, Meta(ge=1, le=4095, description="a whole number from 1 to 4095")]
+DocumentBytes = Annotated[int, Meta(ge=1, le=16 << 20, description="a whole number from 1 to 16777216")]
+Layers = Annotated[int, Meta(ge=1, le=500, description="a whole number from 1 to 500")]
+
+Runtime = Literal["none", "containerd", "cri-o"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json", "klog"]
+Sync = Literal["syncfs", "fsync", "off"]
+
+
+def _key(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """The section `[limits]`: what a layer, or a document about it, may cost at most."""
+
+    unpacked_bytes: Count = _key(64 << 30, "The uncompressed tar of a layer, and the files in it together.")
+    entries: Count = _key(5_000_000, "Entries of a layer.")
+    directories: Count = _key(500_000, "Directories of a layer.")
+    ratio: Count = _key(1000, "Uncompressed bytes for each compressed one; counted beyond ratio_floor_bytes.")
+    ratio_floor_bytes: Count = _key(1 << 30, "Up to here any ratio is allowed.")
+    window_bytes: Count = _key(128 << 20, "What a zstd frame may ask to remember.")
+    header_bytes: Count = _key(1 << 20, "One extended header of a tar.")
+    records: Count = _key(65_536, "Records in one extended header.")
+    depth: Count = _key(512, "Directories above an entry.")
+    path_bytes: NameBytes = _key(4095, "A name in a layer.")
+    manifest_bytes: DocumentBytes = _key(4 << 20, "A manifest, an index or a config.")
+    layers: Layers = _key(127, "Layers of an image.")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The top level of the file, and its sections."""
+
+    version: Literal[1] = _key(1, "The version of this file's format.")
+    listen: SocketAddress = _key(
+        "/run/cri-shim/cri-shim.sock",
+        "The socket that kubelet and crictl talk to. A path, or unix:// and a path.",
+    )
+    socket_mode: Mode = _key("0660", "Its mode, octal. Who may write to the socket may pull and remove images.")
+    socket_gid: Group = _key(-1, "Its group; -1 leaves the daemon's own.")
+    root: StorePath = _key(
+        "/var/lib/cri-shim",
+        "Where images lie. Made with mode 0700. Keep it short: it stands in mount options once per layer.",
+    )
+    state: AbsolutePath = _key("/run/cri-shim", "Where the admin socket and the lock lie. Made with mode 0711.")
+    runtime: Runtime = _key(
+        "none",
+        "The runtime of this node; it decides how ids are spelled: none and containerd as sha256:<hex>,\n"
+        "cri-o as <hex>. Must be right, or kubelet takes images in use for unused and removes them.",
+    )
+    log_level: LogLevel = _key("info", "The least that is logged: debug, info, warning or error.")
+    log_format: LogFormat = _key("text", "text (time, level, msg as logrus has them), json or klog.")
+    drain_seconds: Seconds = _key(30, "How long running pulls may go on after SIGTERM.")
+    sync: Sync = _key(
+        "syncfs",
+        "How a layer is brought to the disk before it counts: syncfs (its filesystem), fsync (each file), or off\n"
+        "(fast; after a power cut images may be damaged without a word).",
+    )
+    require_sandbox: bool = _key(
+        False,
+        "Refuse to start when a part of the unpacker's confinement is missing on this node.",
+    )
+    max_downloads: AtMost1000 = _key(8, "Layers that are downloaded at once, in all.")
+    max_downloads_per_image: AtMost1000 = _key(6, "Layers of one image that are downloaded at once.")
+    max_unpacks: AtMost1000 = _key(4, "Layers that are unpacked at once, in all.")
+    pinned: tuple[Word, ...] = _key(
+        (),
+        "Images that kubelet shall not collect, by name: exact, with a star at the end (registry.k8s.io/pause*),\n"
+        "or with one at both ends (*pause*). Case does not matter.",
+    )
+    kubelet_root_dir: AbsolutePath = _key(
+        "/var/lib/kubelet",
+        "kubelet's --root-dir: the first place where config.json is looked for.",
+    )
+    kubelet_cwd: AbsolutePath = _key("/", "kubelet's working directory: the second place for config.json.")
+    home: AbsolutePath = _key(
+        "/root",
+        "The home directory whose .docker/config.json and .dockercfg are read, as kubelet would read its own.\n"
+        "It is set here: the daemon's own HOME is not looked at.",
+    )
+    keyring_merge: bool = _key(False, "Take credentials from every file that is found, not from the first one only.")
+    anonymous: bool = _key(True, "Try without credentials when those at hand were refused.")
+    certs_dirs: tuple[AbsolutePath, ...] = _key(
+        ("/etc/containerd/certs.d",),
+        "Directories of registry hosts, one folder per registry with a hosts.toml, as containerd has them.\n"
+        "The first directory that knows a registry decides.",
+    )
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+
+Key = Field[Any]
+
+
+@cache
+def types_of(section: type) -> dict[str, Any]:
+    """Return the type of every key of *section*, its rules included."""
+    return get_type_hints(section, include_extras=True)
+
+
+def keys_of(section: type) -> tuple[Key, ...]:
+    """Return the keys of *section* in order, without the sections below it."""
+    return tuple(key for key in fields(section) if not is_section(types_of(section)[key.name]))
+
+
+def sections_of(section: type) -> dict[str, type]:
+    """Return the sections below *section* by name."""
+    return {name: kind for name, kind in types_of(section).items() if is_section(kind)}
+
+
+def is_section(kind: Any) -> bool:
+    """Tell whether a type stands for a table of the file."""
+    return isinstance(kind, type) and is_dataclass(kind)

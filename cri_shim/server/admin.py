@@ -1,0 +1,104 @@
+"""The admin socket: `GET /status` over HTTP/1.1 on a socket of root alone, so that curl can ask too.
+
+Small on purpose: one request per connection, no body, a head of 8 KiB and five seconds at most, sixteen at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from cri_shim.server.endpoint import make_free, narrow_umask
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+
+    Page = Callable[[], object]
+
+log = logging.getLogger(__name__)
+
+_LONGEST_HEAD_BYTES = 8192
+_PATIENCE_SECONDS = 5.0
+_AT_ONCE = 16
+
+
+class Admin:
+    """Answers with the pages of *pages*, a path each; a page is whatever JSON can tell."""
+
+    def __init__(self, pages: Mapping[str, Page]) -> None:
+        self._pages = pages
+        self._open = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection; one too many is closed without a word."""
+        if self._open == _AT_ONCE:
+            writer.close()
+            return
+        self._open += 1
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                status, body = await self._respond(reader)
+                writer.write(_response(status, body))
+                await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            log.debug("an admin connection ended early")
+        finally:
+            self._open -= 1
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _respond(self, reader: asyncio.StreamReader) -> tuple[str, object]:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return "431 Request Header Fields Too Large", {"error": f"more than {_LONGEST_HEAD_BYTES} bytes"}
+        method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+        path = rest.partition(b" ")[0].decode("ascii", "replace")
+        if method != b"GET":
+            return "405 Method Not Allowed", {"error": "only GET"}
+        if path not in self._pages:
+            return "404 Not Found", {"error": "no such page", "pages": sorted(self._pages)}
+        return self._page(self._pages[path])
+
+    def _page(self, page: Page) -> tuple[str, object]:
+        try:
+            return "200 OK", page()
+        except Exception as error:  # the admin socket must not end with what it is meant to look at
+            log.error("an admin page failed", exc_info=error)
+            return "500 Internal Server Error", {"error": "the log has the details"}
+
+
+@asynccontextmanager
+async def admin_socket(path: Path, pages: Mapping[str, Page]) -> AsyncIterator[None]:
+    """Answer on *path*, mode 0600, while the block runs.
+
+    Raises:
+        ConfigError, OSError: the socket cannot be made.
+    """
+    make_free(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listening:
+        with narrow_umask():
+            listening.bind(os.fspath(path))
+        server = await asyncio.start_unix_server(Admin(pages).answer, sock=listening, limit=_LONGEST_HEAD_BYTES)
+        try:
+            yield
+        finally:
+            server.close()
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def _response(status: str, body: object) -> bytes:
+    content = (json.dumps(body, default=str) + "\n").encode()
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + content

@@ -1,0 +1,95 @@
+"""The parts of the daemon, put together from the configuration. Nobody below this file sees a `Config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.auth.order import in_order
+from cri_shim.auth.search import SearchPaths
+from cri_shim.executor import DaemonExecutor
+from cri_shim.host import this_platform
+from cri_shim.images import network
+from cri_shim.images.forms import Forms
+from cri_shim.images.layers import Layers, Unpacking
+from cri_shim.images.network import Network
+from cri_shim.images.pull import Puller, Settings
+from cri_shim.images.service import Images
+from cri_shim.registry.client import Client
+from cri_shim.registry.hosts import Hosts
+from cri_shim.registry.transport import Transport
+from cri_shim.store import store
+from cri_shim.store.layout import Layout
+from cri_shim.store.store import Store
+from rootfs.client import Helper, Options
+from rootfs.limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from cri_shim.auth.credential import Credential
+    from cri_shim.config.schema import Config
+    from cri_shim.oci.reference import Reference
+
+_QUESTIONS_AT_ONCE = 16
+_DISK_THREADS = 4
+
+
+@asynccontextmanager
+async def running_images(config: Config) -> AsyncIterator[Images]:
+    """Open the root of *config*, start the helper, and yield the image service on top of them.
+
+    Raises:
+        ConfigError, StoreDamaged, HelperFailed: why the node cannot be served.
+    """
+    layout = Layout(Path(config.root))
+    layout.prepare()
+    helper = Helper.start(layout.root, options=_options(config))
+    try:
+        opened = await Store.open(layout, helper, _store_threads())
+        try:
+            yield _images(config, opened)
+        finally:
+            await opened.close()
+    finally:
+        helper.close()
+
+
+def _images(config: Config, opened: Store) -> Images:
+    paths = SearchPaths(config.kubelet_root_dir, config.kubelet_cwd, config.home, merge=config.keyring_merge)
+
+    def authorise(reference: Reference, given: Credential | None) -> tuple[Credential, ...]:
+        return in_order(given, paths.keyring(), reference, anonymous=config.anonymous)
+
+    hosts = Hosts(":".join(config.certs_dirs))
+    client = Client(Transport(), hosts, credentials_for=lambda name: paths.keyring().lookup(name))
+    threads = network.Threads(
+        questions=DaemonExecutor("registry", _QUESTIONS_AT_ONCE),
+        downloads=DaemonExecutor("download", config.max_downloads),
+    )
+    reached = Network(client, threads, config.max_downloads)
+    layers = Layers(opened, reached, Unpacking(_limits(config), config.sync, config.max_unpacks))
+    settings = Settings(
+        platform=this_platform(),
+        authorise=authorise,
+        fingerprint_key=os.urandom(32),
+        downloads_per_image=config.max_downloads_per_image,
+        most_layers=config.limits.layers,
+    )
+    return Images(opened, Puller(opened, reached, layers, Forms(opened, config.sync), settings), layers)
+
+
+def _store_threads() -> store.Threads:
+    return store.Threads(disk=DaemonExecutor("disk", _DISK_THREADS), index=DaemonExecutor("index", 1))
+
+
+def _options(config: Config) -> Options:
+    return Options(require_sandbox=config.require_sandbox)
+
+
+def _limits(config: Config) -> Limits:
+    names = {field.name for field in dataclasses.fields(Limits)}
+    return Limits(**{name: value for name, value in dataclasses.asdict(config.limits).items() if name in names})

@@ -1,0 +1,50 @@
+"""What verbose answers tell people: JSON texts for the `info` maps, which crictl prints as they are."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rootfs.digest import chain_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cri_shim.store.image import Image, ImageLayer
+
+
+def info_of(image: Image, config: bytes, others: Iterable[Image]) -> dict[str, str]:
+    """Return the `info` of *image*: its config, its layers, what it shares with *others*, where it came from."""
+    elsewhere = {name for other in others if other.id != image.id for name in other.layer_names}
+    shared_bytes = sum(layer.unpacked_bytes for layer in image.layers if layer.name in elsewhere)
+    chain = chain_ids([layer.diff_id for layer in image.layers])
+    particulars = {
+        "chainID": str(chain[-1]) if chain else "",
+        "manifest": str(image.manifest),
+        "target": str(image.target),
+        "mediaType": image.media_type,
+        "pulledFrom": image.pulled_from,
+        "pulledAt": _moment(image.pulled_at_ns),
+        "sharedBytes": shared_bytes,
+        "uniqueBytes": image.size_bytes - shared_bytes,
+        "layers": [_layer(layer) for layer in image.layers],
+        "imageSpec": json.loads(config),
+    }
+    return {"info": json.dumps(particulars)}
+
+
+def _layer(layer: ImageLayer) -> dict[str, object]:
+    return {
+        "digest": str(layer.blob),
+        "diffID": str(layer.diff_id),
+        "mediaType": layer.media_type,
+        "blobBytes": layer.blob_size_bytes,
+        "unpackedBytes": layer.unpacked_bytes,
+        "inodes": layer.inodes,
+        "directory": f"overlay/{layer.name}/diff",
+    }
+
+
+def _moment(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds // 1_000_000_000, tz=UTC).isoformat().replace("+00:00", "Z")

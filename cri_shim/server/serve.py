@@ -1,0 +1,186 @@
+"""The life of the daemon: prepare, lock, open, bind, tell; serve until a signal; drain, close.
+
+Whatever keeps it from starting is raised as one error with one sentence, before the socket exists, so that a client
+never reaches a server that cannot serve. The first SIGTERM or SIGINT drains, a second one hurries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from cri_shim.errors import ConfigError
+from cri_shim.log import fields
+from cri_shim.pb import api_pb2_grpc
+from cri_shim.server.admin import admin_socket
+from cri_shim.server.convert import Spelling
+from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
+from cri_shim.server.harden import harden
+from cri_shim.server.lock import locked
+from cri_shim.server.rpc import Gate
+from cri_shim.server.service import ImageService, RuntimeService
+from cri_shim.version import VERSION
+
+try:
+    from uvloop import new_event_loop
+except ImportError:  # no wheel for this Python or machine: asyncio's own loop serves as well
+    from asyncio import new_event_loop  # type: ignore[assignment]  # the other is a loop too
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from cri_shim.config.schema import Config
+    from cri_shim.images.service import Images
+    from cri_shim.server.notify import Notifier
+
+    OpenImages = Callable[[Config], AbstractAsyncContextManager[Images]]
+
+log = logging.getLogger(__name__)
+
+_MESSAGE_BYTES: Final = 16 << 20
+_STATUS_SECONDS: Final = 5.0
+_CALLS_AT_ONCE: Final = 16_384
+
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", 1000),  # per connection; a client waits with what goes over
+    ("grpc.max_allowed_incoming_connections", 1024),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that says nothing ends
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.absolute_max_metadata_size", 64 << 10),
+    ("grpc.so_reuseport", 0),
+    # A client that is gone without a word is noticed; one that asks often whether we are there is not turned away.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+def run(config: Config, notifier: Notifier, open_images: OpenImages) -> None:
+    """Serve what *open_images* opens (see `build.running_images`) until a signal.
+
+    Raises:
+        ShimError, RootfsError, OSError: why the daemon could not start.
+    """
+    begun = time.monotonic()
+    harden()
+    with ExitStack() as held:
+        for path, mode, what in ((config.root, 0o700, "root"), (config.state, 0o711, "state")):
+            _make_directory(Path(path), mode, what)
+            held.enter_context(locked(Path(path), what))
+        runner = held.enter_context(asyncio.Runner(loop_factory=new_event_loop))
+        runner.run(_serve(config, notifier, open_images, begun))
+
+
+def _make_directory(path: Path, mode: int, what: str) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        os.chmod(path, mode)
+    except OSError as error:
+        raise ConfigError(
+            f"{what} {path} cannot be used: {error.strerror}; give a directory that this user can write, "
+            f"with --{what} or `{what}` in the configuration"
+        ) from error
+
+
+async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, begun: float) -> None:
+    stop, hurry = _signals()
+    gate = Gate()
+    listen = path_of(config.listen)
+    make_free(listen)
+    async with open_images(config) as images:
+        pages = {"/status": lambda: _status(config, images, gate)}
+        async with (
+            admin_socket(Path(config.state) / "admin.sock", pages),
+            _listening(config, listen, images, gate) as server,
+            _telling(notifier, images),
+        ):
+            particulars = fields(listen=listen, root=config.root, runtime=config.runtime, version=VERSION)
+            log.info(f"serving, ready in {time.monotonic() - begun:.3f}s", extra=particulars)
+            await stop.wait()
+            notifier.stopping()
+            log.info("stopping", extra=fields(calls=gate.running, drain_seconds=config.drain_seconds))
+            await gate.drain(config.drain_seconds, hurry)
+            await server.stop(grace=1)
+    log.info("stopped")
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def heard() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, heard)
+    return stop, hurry
+
+
+@asynccontextmanager
+async def _listening(config: Config, listen: Path, images: Images, gate: Gate) -> AsyncIterator[grpc.aio.Server]:
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
+    spelling = Spelling(config.runtime, config.pinned)
+    register: Any = api_pb2_grpc  # generated, without types
+    register.add_ImageServiceServicer_to_server(ImageService(images, spelling, config.root, gate), server)
+    register.add_RuntimeServiceServicer_to_server(RuntimeService(images, gate), server)
+    try:
+        with narrow_umask():
+            server.add_insecure_port(f"unix:{listen}")
+    except RuntimeError as error:
+        raise ConfigError(f"socket {listen} cannot be made; may this user write to {listen.parent}?") from error
+    open_to(listen, int(config.socket_mode, 8), config.socket_gid)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(grace=None)
+
+
+@asynccontextmanager
+async def _telling(notifier: Notifier, images: Images) -> AsyncIterator[None]:
+    """Tell the service manager that we are ready, and from time to time how it goes."""
+    notifier.status(_sentence(images))
+    notifier.ready()
+    task = asyncio.create_task(_tell_status(notifier, images)) if notifier.heard else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+
+
+async def _tell_status(notifier: Notifier, images: Images) -> None:
+    told = ""
+    while True:
+        if (sentence := _sentence(images)) != told:
+            notifier.status(sentence)
+            told = sentence
+        await asyncio.sleep(_STATUS_SECONDS)
+
+
+def _sentence(images: Images) -> str:
+    gigabytes = images.usage().used_bytes / 1e9
+    return f"{len(images.pulls())} pulls, {len(images.images())} images, {gigabytes:.1f} GB"
+
+
+def _status(config: Config, images: Images, gate: Gate) -> dict[str, object]:
+    return {
+        "version": VERSION,
+        "pid": os.getpid(),
+        "listen": str(path_of(config.listen)),
+        "runtime": config.runtime,
+        "draining": gate.draining,
+        "calls": gate.running,
+        **images.status(),
+    }

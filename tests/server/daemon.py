@@ -1,0 +1,46 @@
+"""A daemon with images in memory, as a process of its own: `python -m tests.server.daemon DIRECTORY key=value ...`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import asynccontextmanager
+
+from cri_shim.config.schema import Config
+from cri_shim.errors import ConfigError, ShimError
+from cri_shim.log import logging_to
+from cri_shim.server import serve
+from cri_shim.server.notify import Notifier
+from tests.server.conftest import FakeImages, make_image
+
+
+@asynccontextmanager
+async def open_images(config):
+    if os.environ.get("FAIL"):
+        raise ConfigError(os.environ["FAIL"])
+    images = FakeImages(make_image())
+    images.pulls_as = asyncio.Event()
+    yield images
+    print("images closed", flush=True)
+
+
+def main() -> int:
+    base, *settings = sys.argv[1:]
+    keys = {"root": f"{base}/root", "state": f"{base}/state", "listen": f"unix://{base}/cri.sock", "drain_seconds": 0}
+    keys |= dict(setting.split("=", 1) for setting in settings)
+    with logging_to(sys.stderr, "info", "text"):
+        try:
+            serve.run(
+                Config(**{**keys, "drain_seconds": int(keys["drain_seconds"])}),
+                Notifier.from_environment(os.environ),
+                open_images,
+            )
+        except ShimError as error:
+            print(f"failed: {error}", flush=True)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

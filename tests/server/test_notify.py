@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from cri_shim.server.notify import Notifier
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request, tmp_path):
+    address = os.fspath(tmp_path / "n") if request.param == "path" else f"@cri-shim-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind("\0" + address[1:] if address.startswith("@") else address)
+        listening.setblocking(False)
+        yield address, listening
+
+
+def test_states_arrive(manager):
+    address, listening = manager
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
+    notifier.status("2 pulls")
+    notifier.ready()
+    notifier.stopping()
+    assert notifier.heard
+    assert [listening.recv(100) for _ in range(3)] == [b"STATUS=2 pulls", b"READY=1", b"STOPPING=1"]
+
+
+def test_without_a_manager_nothing_happens(caplog):
+    notifier = Notifier.from_environment({})
+    notifier.ready()
+    assert not notifier.heard
+    assert not caplog.records
+
+
+def test_a_manager_that_is_gone_is_no_failure(tmp_path, caplog):
+    Notifier(os.fspath(tmp_path / "none")).ready()
+    assert "does not hear READY" in caplog.text
