@@ -44,7 +44,7 @@ _EXTENSIONS_PER_ENTRY: Final = 4
 class TarStream:
     """Reads a tar from *source*. `next` gives entries; `whole` or `pieces` give the content of the latest one."""
 
-    __slots__ = ("_at", "_data", "_extensions", "_left", "_limits", "_logical_bytes", "_pad", "_source", "entries")
+    __slots__ = ("_at", "_data", "_extensions", "_left", "_limits", "_sparse_bytes", "_pad", "_source", "entries")
 
     def __init__(self, source: Reader, limits: Limits) -> None:
         self._source = source
@@ -54,7 +54,7 @@ class TarStream:
         self._left = 0  # bytes of the present content that were not read yet
         self._pad = 0  # bytes between it and the next header
         self._extensions = 0
-        self._logical_bytes = 0
+        self._sparse_bytes = 0
         self.entries = 0
 
     def next(self) -> Entry | None:
@@ -140,17 +140,12 @@ class TarStream:
         return self._data[start : self._at]
 
     def _begin(self, entry: Entry) -> None:
-        """Note where the content of *entry* ends. Sizes are believed only as far as they go into this."""
+        """Note where the content of *entry* ends."""
         stored = entry.stored_bytes
         if stored < 0:
             raise LayerRejected("not a tar header: a size is negative")
         self._left = stored
         self._pad = -stored % BLOCK_BYTES
-        self._logical_bytes += entry.size_bytes
-        if self._logical_bytes > self._limits.unpacked_bytes:
-            raise LimitExceeded(
-                f"the files of the layer have more than {self._limits.unpacked_bytes} bytes", "unpacked_bytes"
-            )
 
     def _pass_over(self) -> None:
         """Skip the rest of the content. It must be there; the padding after it may be missing at the very end."""
@@ -221,9 +216,18 @@ class TarStream:
         self._begin(entry)
         if records:
             apply_sparse(entry, records, self._take, self._limits)
-            self._left = entry.stored_bytes
-            self._logical_bytes += entry.size_bytes
+            if entry.sparse is not None:
+                self._count_sparse(entry)
         if 0 in entry.name or 0 in entry.link:
             raise LayerRejected(f"a NUL in the name {shown(entry.name)}")
         if max(len(entry.name), len(entry.link)) > self._limits.path_bytes:
             raise LimitExceeded(f"a name is longer than {self._limits.path_bytes} bytes", "path_bytes")
+
+    def _count_sparse(self, entry: Entry) -> None:
+        """What a sparse file pretends to have costs no stream, so it counts on its own."""
+        self._left = entry.stored_bytes
+        self._sparse_bytes += entry.size_bytes
+        if self._sparse_bytes > self._limits.unpacked_bytes:
+            raise LimitExceeded(
+                f"the sparse files of the layer have more than {self._limits.unpacked_bytes} bytes", "unpacked_bytes"
+            )

@@ -12,6 +12,7 @@ for themselves, which as a rule costs a HEAD.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import uuid
@@ -21,22 +22,25 @@ from typing import TYPE_CHECKING
 from cri_shim.errors import ContentRejected
 from cri_shim.images.flight import Flights, first_of
 from cri_shim.images.progress import Transfer
+from cri_shim.images.scale import Scale, WrongBytes, weighed
+from cri_shim.oci.media import must_be_plain
 from cri_shim.store.catalog import Delivery, Proof
 from cri_shim.store.ingest import Ingest
 from cri_shim.store.seal import encode_seal, seal_of
 from cri_shim.store.store import run_job, undisturbed
-from rootfs.errors import JobCancelled, LayerRejected
+from rootfs.errors import ContentMismatch, JobCancelled, LayerRejected
 
 if TYPE_CHECKING:
     from cri_shim.images.network import Network, Source
     from cri_shim.images.progress import LayerProgress
     from cri_shim.oci.manifest import Descriptor, Layer
+    from cri_shim.registry.client import Delivered
     from cri_shim.store.store import Lease, Store
     from rootfs.apply import Applied
     from rootfs.digest import Digest
     from rootfs.limits import Limits
 
-_HASHED_AT_ONCE_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,23 @@ class Want:
 
     def __str__(self) -> str:
         return f"{self.blob} of {self.registry}/{self.repository}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """One attempt to bring a layer, and the hosts that have sent wrong bytes before."""
+
+    source: Source
+    layer: Layer
+    want: Want
+    lease: Lease
+    transfer: Transfer
+    avoid: frozenset[str]
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The blob's descriptor in the manifest."""
+        return self.layer.descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +103,7 @@ class Layers:
         """Return when the plain layer lies here and *source* has shown that it may use it."""
         lease.hold(layer.diff_id.hex)
         want = Want(source.registry, source.repository, layer.descriptor.digest, layer.diff_id)
-        if self._is_here(want) and await self._may_use(source, want):
+        if self._is_here(want) and await self._may_use(source, layer.descriptor, want):
             progress.why = "present"
             return
         progress.why = "joined" if want in self._flights else "fetched"
@@ -97,12 +118,12 @@ class Layers:
         catalog = self._store.catalog
         return want.diff_id.hex in catalog.layers and Proof(want.blob, want.diff_id) in catalog.proofs
 
-    async def _may_use(self, source: Source, want: Want) -> bool:
+    async def _may_use(self, source: Source, descriptor: Descriptor, want: Want) -> bool:
         delivery = Delivery(want.registry, want.repository, want.blob)
         if delivery in self._store.catalog.deliveries:
             return True
         elsewhere = any(d.registry == want.registry and d.blob == want.blob for d in self._store.catalog.deliveries)
-        if not elsewhere or not await self._network.has_blob(source, want.blob):
+        if not elsewhere or not await self._network.has_blob(source, descriptor):
             return False
         await self._store.put_deliveries((delivery,))
         return True
@@ -117,56 +138,66 @@ class Layers:
             self._arriving.pop(want.blob).set()
 
     async def _settle(self, source: Source, layer: Layer, want: Want, lease: Lease) -> None:
-        if not self._is_here(want):
-            await self._arrive(source, layer, want, lease)
-        elif not await self._may_use(source, want):
-            await self._weigh(source, layer.descriptor, self._transfers[want])
-            await self._store.put_deliveries((Delivery(want.registry, want.repository, want.blob),))
+        if self._is_here(want) and await self._may_use(source, layer.descriptor, want):
+            return None
+        bring = self._weigh if self._is_here(want) else self._arrive
+        avoid: frozenset[str] = frozenset()
+        while True:
+            try:
+                return await bring(_Errand(source, layer, want, lease, self._transfers[want], avoid))
+            except WrongBytes as error:
+                if not await self._network.has_others(source, avoid | set(error.hosts)):
+                    raise
+                _log.warning("%s: %s; asking another host", want, error)
+                avoid |= set(error.hosts)
 
-    async def _arrive(self, source: Source, layer: Layer, want: Want, lease: Lease) -> None:
-        transfer = self._transfers[want]
-        path = self._store.layout.ingest / f"{want.blob.algorithm}-{want.blob.hex}"
-        ingest = await self._store.disk(lambda: Ingest(path, layer.descriptor.size_bytes))
-        transfer.ingest = ingest
+    async def _arrive(self, errand: _Errand) -> None:
+        blob = errand.want.blob
+        path = self._store.layout.ingest / f"{blob.algorithm}-{blob.hex}"
+        ingest = await self._store.disk(lambda: Ingest(path, errand.descriptor.size_bytes))
+        errand.transfer.ingest = ingest
         try:
             async with asyncio.TaskGroup() as group:
-                download = group.create_task(self._download(source, layer.descriptor, ingest, transfer))
-                unpack = group.create_task(self._unpack(ingest, layer, transfer, download))
+                download = group.create_task(self._download(errand, ingest))
+                unpack = group.create_task(self._unpack(errand, ingest, download))
             staging, applied = unpack.result()
-            await undisturbed(self._commit(staging, applied, want, lease))
-            transfer.unpack_end = time.monotonic()
+            await undisturbed(self._commit(staging, applied, errand))
+            errand.transfer.unpack_end = time.monotonic()
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
         finally:
-            transfer.ingest = None
+            errand.transfer.ingest = None
             await undisturbed(self._store.disk(ingest.close))
 
-    async def _download(self, source: Source, descriptor: Descriptor, ingest: Ingest, transfer: Transfer) -> None:
+    async def _download(self, errand: _Errand, ingest: Ingest) -> Delivered:
+        transfer = errand.transfer
+
         def begun() -> None:
             transfer.fetch_start = time.monotonic()
 
-        transfer.host = await self._network.download(source, descriptor, ingest, begun)
+        delivered = await self._network.download(errand.source, errand.descriptor, ingest, begun, errand.avoid)
+        transfer.host = delivered.host
         transfer.fetch_end = time.monotonic()
         await self._store.disk(ingest.finish)
+        return delivered
 
-    async def _unpack(
-        self, ingest: Ingest, layer: Layer, transfer: Transfer, download: asyncio.Task[None]
-    ) -> tuple[str, Applied]:
+    async def _unpack(self, errand: _Errand, ingest: Ingest, download: asyncio.Task[Delivered]) -> tuple[str, Applied]:
         staging = uuid.uuid4().hex
         try:
             async with self._slots:
-                transfer.unpack_start = time.monotonic()
-                applied = await self._follow(ingest, layer.descriptor, staging)
-            _check(applied, layer)
+                errand.transfer.unpack_start = time.monotonic()
+                applied = await self._follow(errand, ingest, staging)
+            _check(applied, errand.layer)
         except BaseException as error:
             await self._store.discard(staging)
-            if isinstance(error, LayerRejected):
-                await download
-                await self._blame_the_bytes(ingest, layer.descriptor, transfer.host)
+            if isinstance(error, (LayerRejected, ContentMismatch)):
+                delivered = await download
+                scale = await self._store.disk(lambda: weighed(ingest, errand.descriptor))
+                scale.judge(delivered)
             raise
         return staging, applied
 
-    async def _follow(self, ingest: Ingest, descriptor: Descriptor, staging: str) -> Applied:
+    async def _follow(self, errand: _Errand, ingest: Ingest, staging: str) -> Applied:
         while True:
             blob, watermarks, generation = await self._store.disk(ingest.follow)
             try:
@@ -174,9 +205,11 @@ class Layers:
                     staging,
                     blob,
                     watermarks,
-                    blob=descriptor.digest,
-                    blob_size_bytes=descriptor.size_bytes,
+                    blob=errand.want.blob,
+                    blob_size_bytes=errand.descriptor.size_bytes,
                     limits=self._unpacking.limits,
+                    plain=must_be_plain(errand.descriptor.media_type),
+                    diff_algorithm=errand.want.diff_id.algorithm,
                 )
             finally:
                 os.close(blob)
@@ -187,69 +220,27 @@ class Layers:
                 if ingest.generation == generation:
                     raise
 
-    async def _blame_the_bytes(self, ingest: Ingest, descriptor: Descriptor, host: str) -> None:
-        """Tell a broken layer from a broken download: only the digest knows."""
-        found = await self._store.disk(lambda: _digest_of(ingest, descriptor))
-        if found != descriptor.digest:
-            raise _wrong_bytes(descriptor, found, host)
-
-    async def _commit(self, staging: str, applied: Applied, want: Want, lease: Lease) -> None:
-        seal = seal_of(applied)
+    async def _commit(self, staging: str, applied: Applied, errand: _Errand) -> None:
+        seal, want = seal_of(applied), errand.want
         await self._store.ready_for(seal.name)
         job = self._store.helper.commit(staging, name=seal.name, seal=encode_seal(seal), sync=self._unpacking.sync)
         await run_job(job)
         delivery = Delivery(want.registry, want.repository, want.blob)
-        await self._store.put_layer(seal.layer, Proof(want.blob, want.diff_id), delivery, lease)
+        await self._store.put_layer(seal.layer, Proof(want.blob, want.diff_id), delivery, errand.lease)
 
-    async def _weigh(self, source: Source, descriptor: Descriptor, transfer: Transfer) -> None:
-        scale = Scale(descriptor)
+    async def _weigh(self, errand: _Errand) -> None:
+        scale, transfer, want = Scale(errand.descriptor), errand.transfer, errand.want
         transfer.fetch_start = time.monotonic()
-        transfer.host = await self._network.download(source, descriptor, scale, lambda: None)
+        delivered = await self._network.download(errand.source, errand.descriptor, scale, lambda: None, errand.avoid)
+        transfer.host = delivered.host
         transfer.fetch_end = transfer.unpack_end = time.monotonic()
-        if (found := scale.digest()) != descriptor.digest:
-            raise _wrong_bytes(descriptor, found, transfer.host)
-
-
-class Scale:
-    """A sink that keeps nothing but the digest: for a registry that must prove it has a blob."""
-
-    def __init__(self, descriptor: Descriptor) -> None:
-        self._descriptor = descriptor
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin again."""
-        self.position_bytes = 0
-        self._hash = self._descriptor.digest.new_hash()
-
-    def append(self, data: bytes | memoryview) -> None:
-        """Take *data* into account."""
-        self._hash.update(data)
-        self.position_bytes += len(data)
-
-    def digest(self) -> Digest:
-        """Return the digest of what was delivered."""
-        digest = self._descriptor.digest
-        return type(digest)(digest.algorithm, self._hash.hexdigest())
-
-
-def _digest_of(ingest: Ingest, descriptor: Descriptor) -> Digest:
-    scale = Scale(descriptor)
-    while piece := ingest.read_at(scale.position_bytes, _HASHED_AT_ONCE_BYTES):
-        scale.append(piece)
-    return scale.digest()
+        scale.judge(delivered)
+        await self._store.put_deliveries((Delivery(want.registry, want.repository, want.blob),))
 
 
 def _check(applied: Applied, layer: Layer) -> None:
     if applied.diff_id != layer.diff_id:
         raise ContentRejected(
-            f"layer {layer.descriptor.digest} unpacks to {applied.diff_id}, "
-            f"but the image's config says {layer.diff_id}: the image was put together wrongly"
+            f"it unpacks to {applied.diff_id}, but the image's config says {layer.diff_id}: "
+            "the image was put together wrongly"
         )
-
-
-def _wrong_bytes(descriptor: Descriptor, found: Digest, host: str) -> ContentRejected:
-    return ContentRejected(
-        f"blob {descriptor.digest}: {host} sent bytes whose digest is {found}: "
-        "the registry, or something on the way, has damaged them"
-    )

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from cri_shim.auth.credential import Credential
     from cri_shim.oci.manifest import Descriptor
     from cri_shim.oci.reference import Reference
-    from cri_shim.registry.client import Client, Fetched, Resolved
+    from cri_shim.registry.client import Client, Delivered, Fetched, Resolved
     from cri_shim.registry.download import Sink
-    from rootfs.digest import Digest
 
 T = TypeVar("T")
 
@@ -75,21 +74,35 @@ class Network:
             )
         )
 
-    async def has_blob(self, source: Source, digest: Digest) -> bool:
-        """Ask by HEAD whether the credential may have a blob."""
+    async def has_blob(self, source: Source, descriptor: Descriptor) -> bool:
+        """Ask by HEAD whether the credentials may have a blob."""
         return await self._ask(
-            lambda cancel: self._client.has_blob(source.reference, digest, source.credentials, cancel)
+            lambda cancel: self._client.has_blob(
+                source.reference, descriptor.digest, source.credentials, cancel, size_bytes=descriptor.size_bytes
+            )
         )
 
-    async def download(self, source: Source, descriptor: Descriptor, sink: Sink, begun: Callable[[], None]) -> str:
-        """Bring a layer blob into *sink*; return the host that served it. *begun* is called when it is its turn."""
+    async def download(
+        self,
+        source: Source,
+        descriptor: Descriptor,
+        sink: Sink,
+        begun: Callable[[], None],
+        avoid: frozenset[str] = frozenset(),
+    ) -> Delivered:
+        """Bring a layer blob into *sink*, from other hosts than *avoid*. *begun* is called when it is its turn."""
         async with self._downloads:
             begun()
-            delivered = await _in_thread(
+            return await _in_thread(
                 self._threads.downloads,
-                lambda cancel: self._client.download(source.reference, descriptor, source.credentials, sink, cancel),
+                lambda cancel: self._client.download(
+                    source.reference, descriptor, source.credentials, sink, cancel, avoid=avoid
+                ),
             )
-        return delivered.host
+
+    async def has_others(self, source: Source, avoid: frozenset[str]) -> bool:
+        """Tell whether another host than *avoid* may be asked for blobs of *source*."""
+        return await self._ask(lambda _: self._client.hosts_for_blobs(source.reference, avoid) > 0)
 
     async def _ask(self, call: Callable[[Cancel], T]) -> T:
         return await _in_thread(self._threads.questions, call)

@@ -83,7 +83,10 @@ class PullProgress:
         self.image, self.error, self.phase = image, error, "failed" if error else "done"
 
     def as_json(self) -> dict[str, object]:
-        """Return the record: names and numbers only, times in milliseconds from the start of the pull."""
+        """Return the record: names and numbers only, times in milliseconds from the start of the pull.
+
+        Bytes are those of the layers that are, or were, on their way.
+        """
         return {
             "name": self.name,
             "phase": self.phase,
@@ -91,8 +94,14 @@ class PullProgress:
             "error": self.error,
             "started_ns": self.started_ns,
             "seconds": round(self.seconds or time.monotonic() - self.begun, 4),
+            "size_bytes": sum(transfer.size_bytes for transfer in self._transfers),
+            "arrived_bytes": sum(transfer.arrived_bytes for transfer in self._transfers),
             "layers": [self._layer(layer) for layer in self.layers],
         }
+
+    @property
+    def _transfers(self) -> list[Transfer]:
+        return [layer.transfer for layer in self.layers if layer.transfer is not None]
 
     def _layer(self, layer: LayerProgress) -> dict[str, object]:
         row: dict[str, object] = {

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _PATIENCE_SECONDS = 1.0
 
+# `cafe` and `beef` are names of images as well as beginnings of ids. Where an image is asked about that is good enough;
+# where one is removed the id must be given to at least what docker prints of it.
+_LEAST_DIGITS_TO_REMOVE = 12
+
 
 class Images:
     """Pull, list, find, remove. Every method is called on the event loop; only those that await wait for anything."""
@@ -27,6 +31,8 @@ class Images:
         self._store = store
         self._puller = puller
         self._layers = layers
+        self._sorted: tuple[Image, ...] = ()
+        self._unsorted: tuple[Image, ...] = ()
 
     async def pull(self, name: str, given: Credential | None) -> Image:
         """Bring the image *name* here and return it.
@@ -40,8 +46,12 @@ class Images:
         return await self._puller.pull(name, given)
 
     def images(self) -> tuple[Image, ...]:
-        """Return every image, in order of its id."""
-        return tuple(sorted(self._store.catalog.images.values(), key=lambda image: image.id.hex))
+        """Return every image, in order of its id; the same tuple as before when nothing has changed."""
+        images = tuple(self._store.catalog.images.values())
+        if images != self._unsorted:  # one by one, by identity first
+            self._unsorted = images
+            self._sorted = tuple(sorted(images, key=lambda image: image.id.hex))
+        return self._sorted
 
     def find(self, text: str) -> Image | None:
         """Return the image that *text* means: an id, then a name, then the beginning of an id.
@@ -55,8 +65,11 @@ class Images:
         """Forget the image that *text* means, with all its names; absent is fine.
 
         Returns when the room is free, or after *patience_seconds* at the latest.
+
+        Raises:
+            InvalidRequest: *text* is no name here, and too little of an id.
         """
-        image = self.find(text)
+        image = self._to_remove(text)
         if image is not None:
             await self._store.remove_image(image.id, patience_seconds)
 
@@ -77,6 +90,14 @@ class Images:
         """Return the pulls that are running."""
         return tuple(self._puller.running.values())
 
+    def pulling(self, text: str) -> PullProgress | None:
+        """Return the pull of the image *text* that is running; of several (one per credential), the first."""
+        try:
+            name = str(parse_reference(text))
+        except InvalidReference:
+            return None
+        return next((pull for pull in self.pulls() if pull.name == name), None)
+
     def status(self) -> dict[str, object]:
         """Return what the admin socket shows."""
         usage = self.usage()
@@ -90,6 +111,18 @@ class Images:
             "pulls": [pull.as_json() for pull in self.pulls()],
             "recent": [pull.as_json() for pull in self._puller.recent],
         }
+
+    def _to_remove(self, text: str) -> Image | None:
+        catalog = self._store.catalog
+        if (image := catalog.by_id(text) or self._by_name(text)) is not None:
+            return image
+        image = catalog.by_short_id(text)
+        if image is not None and len(text) < _LEAST_DIGITS_TO_REMOVE and not text.startswith("sha256:"):
+            raise InvalidRequest(
+                f"{text} is no name here but the beginning of an image id; to remove that image give at least "
+                f"{_LEAST_DIGITS_TO_REMOVE} digits of it, or sha256: before them"
+            )
+        return image
 
     def _by_name(self, text: str) -> Image | None:
         try:

@@ -206,6 +206,14 @@ class Client:
         host = self._walk(reference, _several(credential), cancel, what, act, avoid=avoid)
         return Delivered(host, sum(tally.values()), tuple(tally))
 
+    def hosts_for_blobs(self, reference: Reference, avoid: frozenset[str] = frozenset()) -> int:
+        """Count the hosts that may be asked for a blob of *reference* besides *avoid*.
+
+        Raises:
+            ConfigError: hosts.toml is wrong.
+        """
+        return len(self._askable(reference, by_tag=False, only=None, avoid=avoid))
+
     def _walk(
         self,
         reference: Reference,

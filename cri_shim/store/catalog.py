@@ -14,7 +14,7 @@ from cri_shim.store.image import Image, Usage, sorted_names
 from rootfs.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _SHORT_ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
@@ -61,6 +61,7 @@ class Catalog:
     layers: dict[str, Layer] = field(default_factory=dict)
     proofs: set[Proof] = field(default_factory=set)
     deliveries: set[Delivery] = field(default_factory=set)
+    _usage: Usage | None = None
 
     def by_id(self, text: str) -> Image | None:
         """Return the image with the id *text*, with or without `sha256:`."""
@@ -93,23 +94,29 @@ class Catalog:
     def put(self, image: Image, names: Iterable[str], deliveries: Iterable[Delivery] = ()) -> None:
         """Record *image* under *names* too; another image that had one of them loses it."""
         self.deliveries.update(deliveries)
-        for name in names:
-            self._take(name)
-            self.names[name] = image.id
-        mine = [name for name, holder in self.names.items() if holder == image.id]
+        held = self.images.get(image.id)
+        mine = {*names, *(held.names if held else ())}
+        for name in mine:
+            if self.names.get(name) != image.id:
+                self._take(name)
+                self.names[name] = image.id
         tags, digests = sorted_names(mine)
         self.images[image.id] = replace(image, tags=tags, digests=digests)
+        self._usage = None
 
     def put_layer(self, layer: Layer, proof: Proof | None, delivery: Delivery | None) -> None:
         """Record a layer, with what its arrival has proved."""
         self.layers.setdefault(layer.name, layer)
+        self._usage = None
         self.proofs.update(() if proof is None else (proof,))
         self.deliveries.update(() if delivery is None else (delivery,))
 
     def drop(self, image: Digest) -> None:
         """Forget *image* and all its names."""
-        self.images.pop(image, None)
-        self.names = {name: holder for name, holder in self.names.items() if holder != image}
+        dropped = self.images.pop(image, None)
+        for name in dropped.names if dropped else ():
+            del self.names[name]
+        self._usage = None
 
     def referenced(self) -> set[str]:
         """Return the layer directories that images stand on.
@@ -124,8 +131,24 @@ class Catalog:
         """Return the documents that images keep, with their sizes in bytes."""
         return {doc.digest: doc.size_bytes for image in self.images.values() for doc in image.documents}
 
+    def usage(self) -> Usage:
+        """Return what layers and documents take. Kept from one change to the next: kubelet asks all the time."""
+        if self._usage is None:
+            layers, documents = self.layers.values(), self.documents().values()
+            self._usage = Usage(
+                sum(layer.usage.used_bytes for layer in layers) + sum(documents),
+                sum(layer.usage.inodes for layer in layers) + len(documents),
+            )
+        return self._usage
+
+    def restore_layers(self, layers: Mapping[str, Layer]) -> None:
+        """Take back *layers*, whose removal failed."""
+        self.layers.update(layers)
+        self._usage = None
+
     def drop_layers(self, names: Iterable[str]) -> None:
         """Forget layers, and what was proved about a diff ID or blob that is no longer here."""
+        self._usage = None
         for name in names:
             self.layers.pop(name, None)
         diff_ids = {layer.diff_id for layer in self.layers.values()}

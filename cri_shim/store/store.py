@@ -163,13 +163,16 @@ class Store:
 
     async def remove_image(self, image: Digest, patience_seconds: float) -> None:
         """Forget *image*, then wait up to *patience_seconds* until its room is free."""
+        await undisturbed(self._forget(image))
+        if self._emptying is not None and patience_seconds > 0:
+            await asyncio.wait([self._emptying], timeout=patience_seconds)
+
+    async def _forget(self, image: Digest) -> None:
         if image in self.catalog.images:
             documents = {document.digest for document in self.catalog.images[image].documents}
             await self._change(lambda: self._index.drop_image(image), lambda: self.catalog.drop(image))
             await self._drop_documents(documents)
         await self.collect()
-        if self._emptying is not None and patience_seconds > 0:
-            await asyncio.wait([self._emptying], timeout=patience_seconds)
 
     async def collect(self) -> tuple[str, ...]:
         """Remove the layers that nothing refers to and no lease or grace holds; return their directories."""
@@ -197,9 +200,7 @@ class Store:
 
     def usage(self, arriving: Usage) -> Usage:
         """Return what the root takes: layers, documents, trash, and *arriving* blobs. No disk is asked."""
-        layers = sum((layer.usage for layer in self.catalog.layers.values()), Usage(0, 0))
-        documents = self.catalog.documents()
-        return layers + Usage(sum(documents.values()), len(documents)) + self._trash_usage + arriving
+        return self.catalog.usage() + self._trash_usage + arriving
 
     async def _recover(self) -> None:
         found = await run_job(self.helper.recover())
@@ -256,7 +257,7 @@ class Store:
             self._trash_usage += sum((layer.usage for layer in victims.values()), Usage(0, 0))
             await run_job(self.helper.trash(names))
         except Exception:
-            self.catalog.layers.update(victims)
+            self.catalog.restore_layers(victims)
             raise
         finally:
             self._left(victims, gone)

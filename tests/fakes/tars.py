@@ -131,16 +131,16 @@ def H(name: Name, link: Name, pax: dict[str, Name] | None = None, **fields) -> b
     return _entry(name, b"1", b"", pax, link=link, **fields)
 
 
-def C(name: Name, major: int | bytes, minor: int | bytes, **fields) -> bytes:
-    return _entry(name, b"3", b"", None, major=major, minor=minor, **fields)
+def C(name: Name, major: int | bytes, minor: int | bytes, pax: dict[str, Name] | None = None, **fields) -> bytes:
+    return _entry(name, b"3", b"", pax, major=major, minor=minor, **fields)
 
 
-def K(name: Name, major: int | bytes, minor: int | bytes, **fields) -> bytes:
-    return _entry(name, b"4", b"", None, major=major, minor=minor, **fields)
+def K(name: Name, major: int | bytes, minor: int | bytes, pax: dict[str, Name] | None = None, **fields) -> bytes:
+    return _entry(name, b"4", b"", pax, major=major, minor=minor, **fields)
 
 
-def P(name: Name, **fields) -> bytes:
-    return _entry(name, b"6", b"", None, **fields)
+def P(name: Name, pax: dict[str, Name] | None = None, **fields) -> bytes:
+    return _entry(name, b"6", b"", pax, **fields)
 
 
 def tar(*parts: bytes, end: bytes = END) -> bytes:

@@ -409,3 +409,21 @@ async def test_every_pull_leaves_a_record(registry: FakeRegistry, images: Images
     for row in good["layers"]:
         assert 0 <= row["queued_ms"] <= row["fetch_start_ms"] <= row["fetch_end_ms"] <= row["unpack_end_ms"]
         assert row["host"] == registry.host
+
+
+async def test_a_mirror_that_sends_wrong_bytes_is_left_for_the_next_host(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    wanted = image(layer({"a": os.urandom(5000)}, compression="none"))
+    registry.add("app", wanted, tag="1")
+    with FakeRegistry() as mirror:
+        mirror.add("app", wanted, tag="1")
+        digest = wanted.layers[0].digest
+        mirror._blobs["app", digest] = wrong_bytes(wanted.layers[0].blob)
+        config = config_for(tmp_path, registry)
+        hosts = f'server = "{registry.url}"\n[host."{mirror.url}"]\n'
+        (tmp_path / "certs.d" / registry.host / "hosts.toml").write_text(hosts)
+        async with running_images(config) as images:
+            found = await images.pull(f"{registry.host}/app:1", None)
+            assert await left_over(tmp_path, images) == [found.layers[0].name]
+        assert (mirror.count("GET", digest), registry.count("GET", digest)) == (1, 1)

@@ -100,9 +100,14 @@ class Desk:
 
     def __post_init__(self) -> None:
         self._client: Client | None = None
+        self._lock = threading.Lock()
 
     @property
     def client(self) -> Client:
+        with self._lock:
+            return self._made()
+
+    def _made(self) -> Client:
         if self._client is None:
             self.transport = Transport(self.limits, dialler=Dialler(self.names.lookup, self.names.connect))
             self._client = Client(

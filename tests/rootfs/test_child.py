@@ -184,6 +184,11 @@ def test_what_was_read_must_be_what_was_promised(tmp_path, seen):
     assert (code, type(error)) == (child.FAILED, ContentMismatch)
 
 
+def test_the_number_of_bytes_is_compared_too(tmp_path):
+    _, error = unpacked(tmp_path, b"right", apply=lambda *_: applied(b"right", blob_size_bytes=4))
+    assert str(error) == "the blob should have 5 bytes, it has 4"
+
+
 @pytest.mark.parametrize(
     ("code", "kind"), [(errno.ELOOP, LayerRejected), (errno.ENOSPC, NoSpace), (errno.EIO, RootfsError)]
 )

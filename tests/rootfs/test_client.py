@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import resource
 import signal
@@ -38,9 +39,12 @@ from tests.fakes.rootfs_jobs import (
     process,
     unpack,
     until,
+    wait_channel,
     waiting,
 )
 
+OWN_DESCRIPTORS = 11
+"""Of an idle helper: 0 to 2, the wake-up pipe, five directories, the socket."""
 RUDE = Options(module="tests.fakes.rude_helper")
 TREE = b"tree\na/\na/b/\na/file\nfile\n"
 
@@ -380,7 +384,7 @@ def test_recovering_is_refused_while_layers_are_made(shared, store):
 
 def test_64_at_once_and_nothing_is_left(shared, store):
     pid = process(shared)
-    until(lambda: not children(pid))
+    until(lambda: not children(pid) and len(descriptors(pid)) == OWN_DESCRIPTORS, "the helper's rest")
     before = (descriptors(os.getpid()), descriptors(pid))
     blobs = [Blob(TREE) for _ in range(64)]
     jobs = [blob.unpack(shared, f"s{number}") for number, blob in enumerate(blobs)]
@@ -396,8 +400,8 @@ def test_64_at_once_and_nothing_is_left(shared, store):
     assert len(result(shared.recover())) == 32
     for blob in blobs:
         blob.__exit__()
-    until(lambda: not children(pid), "the end of every child")
-    assert (descriptors(os.getpid()), descriptors(pid)) == before
+    until(lambda: (descriptors(os.getpid()), descriptors(pid)) == before, "the closing of every descriptor")
+    assert not children(pid)
 
 
 def test_many_cancelled_at_once(shared, store):
@@ -441,6 +445,21 @@ def test_a_helper_that_was_killed_is_started_anew(helper, tmp_path):
     assert process(helper) != first
     assert result(helper.empty_trash()) == ()
     assert os.listdir(tmp_path / "store" / "trash") == os.listdir(tmp_path / "store" / "staging") == []
+
+
+def test_one_at_a_time_empties_the_trash_and_dies_with_the_helper(helper, tmp_path):
+    committed(helper, "new", "layer")
+    result(helper.trash(("layer",)))
+    trash = os.open(tmp_path / "store" / "trash", os.O_RDONLY)
+    fcntl.flock(trash, fcntl.LOCK_EX)
+    job = helper.empty_trash()
+    until(lambda: job.pid and wait_channel(job.pid).startswith(("flock", "locks_lock")), "the waiting for its turn")
+    assert len(os.listdir(trash)) == 2, "the layer, and what the probe left"
+    os.kill(process(helper), signal.SIGKILL)
+    with pytest.raises(HelperFailed, match="died"):
+        result(job)
+    until(lambda: gone(job.pid), "the end of the child")
+    os.close(trash)
 
 
 def test_what_an_earlier_helper_unpacked_is_not_committed(helper):

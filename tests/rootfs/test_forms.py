@@ -247,13 +247,13 @@ def test_implied_paths_are_not_trusted(trees, path):
 
 def test_a_deep_tree_needs_no_recursion_and_few_descriptors(trees):
     root = trees.descriptor("old")
-    for depth in range(1500):
+    for depth in range(1100):
         os.mkdir(b"d/" * (depth + 1), dir_fd=root)
-    os.mkfifo(b"d/" * 1500 + b"fifo", dir_fd=root)
+    os.mkfifo(b"d/" * 1100 + b"fifo", dir_fd=root)
     target = trees.descriptor("new")
     before = len(os.listdir("/proc/self/fd"))
     made = make_form(root, target)
-    assert (made.directories, made.links) == (1501, 1)
+    assert (made.directories, made.links) == (1101, 1)
     assert len(os.listdir("/proc/self/fd")) == before
     for tree in (root, target):  # Deeper than shutil, and so pytest, can remove.
         assert remove_tree(tree, b"d") is None

@@ -33,7 +33,7 @@ def deep(directory, depth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("depth", "where"), [(100_000, "/dev/shm"), (3_000, None)])
+@pytest.mark.parametrize(("depth", "where"), [(100_000, "/dev/shm"), (1_100, None)])
 def test_a_very_deep_directory(tmp_path, depth, where):
     """The deepest on a file system in memory, where making it does not take longer than the test is worth."""
     top = tempfile.mkdtemp(dir=where if where and os.access(where, os.W_OK) else tmp_path)
@@ -149,3 +149,20 @@ def test_what_is_added_meanwhile_goes_too(trash, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rmdir", rmdir)
     assert empty_directory(trash) == ()
     assert os.listdir(trash) == []
+
+
+def test_a_tree_that_is_moved_away_takes_nothing_with_it(trash, tmp_path, monkeypatch):
+    """Left by `..`, a directory that was moved would lead into another tree."""
+    (tmp_path / "trash" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "trash" / "a" / "b" / "file").write_text("")
+    (tmp_path / "outside" / "c").mkdir(parents=True)
+    real = os.unlink
+
+    def unlink(name, *, dir_fd):
+        real(name, dir_fd=dir_fd)
+        if name == b"file":
+            os.rename(tmp_path / "trash" / "a" / "b", tmp_path / "outside" / "b")
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    assert empty_directory(trash) == (Stuck("a", "the tree was moved while it was removed"),)
+    assert sorted(os.listdir(tmp_path / "outside")) == ["b", "c"]
