@@ -129,7 +129,7 @@ class Helper:
         }
         return self._ask("form", staging, arguments, values.to_form_made)
 
-    def commit(self, staging: str, *, name: str, seal: bytes, sync: str) -> Job[bool]:
+    def commit(self, staging: str, *, name: str, seal: bytes, sync: str, implied: bytes = b"") -> Job[bool]:
         """Sync what was made under *staging* and make it the layer *name* (`rootfs.commit`).
 
         Whatever happens, nothing is left under *staging*: after a failure it must be made again.
@@ -137,7 +137,12 @@ class Helper:
         Returns:
             A job whose result is False where the layer was there already.
         """
-        arguments: wire.Json = {"name": checked_name(name), "seal": wire.path_text(seal), "sync": sync}
+        arguments: wire.Json = {
+            "name": checked_name(name),
+            "seal": wire.path_text(seal),
+            "implied": wire.path_text(implied),
+            "sync": sync,
+        }
         return self._ask("commit", staging, arguments, _to_bool)
 
     def discard(self, staging: str) -> Job[None]:

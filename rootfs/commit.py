@@ -17,12 +17,15 @@ from typing import Final
 from rootfs import syscalls
 from rootfs.beneath import DIRECTORY, open_beneath
 from rootfs.errors import LimitExceeded, RootfsError
-from rootfs.layout import DIFF, LINK, SEAL, Layout, checked_name, drop_link, make_link, move_to_trash
+from rootfs.layout import DIFF, IMPLIED, LINK, SEAL, Layout, checked_name, drop_link, make_link, move_to_trash
 from rootfs.overlay import link_name
 
 SYNCS: Final = ("syncfs", "fsync", "off")
-SEAL_BYTES: Final = 1 << 20
+SEAL_BYTES: Final = 1 << 14
 """The longest seal that is read back; a longer one counts as none."""
+
+IMPLIED_BYTES: Final = 16 << 20
+"""The longest list of implied directories."""
 
 _WRITE_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -37,7 +40,9 @@ class Found:
     seal: bytes | None
 
 
-def commit(layout: Layout, staging: str, *, name: str, seal: bytes, sync: str, filesystem: int) -> bool:
+def commit(
+    layout: Layout, staging: str, *, name: str, seal: bytes, implied: bytes = b"", sync: str, filesystem: int
+) -> bool:
     """Make the layer under *staging* the layer *name*; False when that was there already, and staging is left.
 
     Args:
@@ -45,6 +50,7 @@ def commit(layout: Layout, staging: str, *, name: str, seal: bytes, sync: str, f
         staging: what is being made.
         name: the directory under `overlay/` that it becomes.
         seal: contents of `layer.json`.
+        implied: contents of `implied`; without any there is no such file.
         sync: "syncfs" (one call for the whole file system), "fsync" (each file), "off".
         filesystem: descriptor on the store's file system, opened before the first write of this layer and used for
             nothing else: an error of any write-back since then fails the commit.
@@ -57,9 +63,13 @@ def commit(layout: Layout, staging: str, *, name: str, seal: bytes, sync: str, f
         raise RootfsError(f"{sync[:20]!r} is no way to sync: {', '.join(SYNCS)}")
     if len(seal) > SEAL_BYTES:
         raise LimitExceeded(f"the seal of a layer has at most {SEAL_BYTES} bytes", "seal")
+    if len(implied) > IMPLIED_BYTES:
+        raise LimitExceeded(f"the implied directories of a layer take at most {IMPLIED_BYTES} bytes", "implied")
     staged = os.open(checked_name(staging), DIRECTORY, dir_fd=layout.staging)
     try:
         _write(staged, SEAL, seal)
+        if implied:
+            _write(staged, IMPLIED, implied)
         _write(staged, LINK, link_name(checked_name(name)).encode("ascii"))
         _sync(staged, sync, filesystem)
     finally:

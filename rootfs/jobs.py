@@ -90,6 +90,7 @@ def _commit(work: Work) -> Outcome:
         work.staging,
         name=values.text(work.arguments["name"]),
         seal=wire.path_bytes(work.arguments["seal"]),
+        implied=wire.path_bytes(work.arguments["implied"]),
         sync=values.text(work.arguments["sync"]),
         filesystem=work.filesystem,
     )

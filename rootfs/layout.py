@@ -22,6 +22,7 @@ from rootfs.overlay import link_name
 DIFF: Final = b"diff"
 SEAL: Final = b"layer.json"
 LINK: Final = b"link"
+IMPLIED: Final = b"implied"
 
 _NAME: Final = re.compile(r"[0-9a-z._-]{1,80}")
 _LINKS: Final = "l"

@@ -44,7 +44,7 @@ _EXTENSIONS_PER_ENTRY: Final = 4
 class TarStream:
     """Reads a tar from *source*. `next` gives entries; `whole` or `pieces` give the content of the latest one."""
 
-    __slots__ = ("_at", "_data", "_extensions", "_left", "_limits", "_sparse_bytes", "_pad", "_source", "entries")
+    __slots__ = ("_at", "_data", "_extensions", "_left", "_limits", "_pad", "_source", "_sparse_bytes", "entries")
 
     def __init__(self, source: Reader, limits: Limits) -> None:
         self._source = source

@@ -241,6 +241,8 @@ class Tree:
 
     def _imply(self, directory: int, base: bytes, path: bytes) -> None:
         """Make a directory that has no entry of its own, or not yet."""
+        if base.startswith(PREFIX):  # only a link leads to such a name; exported again it would be a whiteout
+            raise LayerRejected("one of its parents is a link to the name of a whiteout")
         self._make_directory(directory, base, path)
         self._directories[path] = (0, 0, _IMPLIED_MODE, -1, -1)
         if path not in self._opaque:

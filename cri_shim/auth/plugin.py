@@ -46,6 +46,8 @@ MOST_ENTRIES: Final = 1000
 """Keys in one answer."""
 KEPT: Final = 4096
 """Answers of one provider that are kept."""
+SWEEP_NS: Final = 15 * 60 * 1_000_000_000
+"""How often answers whose time is over are thrown away; the kubelet's own interval."""
 
 _IMAGE: Final = "Image"
 _REGISTRY: Final = "Registry"
@@ -130,6 +132,7 @@ class Plugin:
         self._lock = threading.Lock()
         self._answers: OrderedDict[Key, Answer] = OrderedDict()
         self._expected = _REGISTRY
+        self._swept_ns = clock_ns()
 
     @property
     def name(self) -> str:
@@ -174,17 +177,24 @@ class Plugin:
         return None
 
     def _keep(self, answer: Answer) -> None:
-        """Keep an answer for its time, and forget all whose time is over: they are secrets."""
-        now = self._clock_ns()
+        """Keep an answer for its time."""
         with self._lock:
             self._expected = answer.scope
-            for key in [key for key, old in self._answers.items() if not _counts(old, now)]:
-                del self._answers[key]
+            self._sweep()
             if answer.until_ns is None:
                 return
             self._answers[_key(answer.scope, answer.name)] = answer
             while len(self._answers) > KEPT:
                 self._answers.popitem(last=False)
+
+    def _sweep(self) -> None:
+        """Throw away the answers whose time is over, now and then: they are secrets."""
+        now = self._clock_ns()
+        if now >= self._swept_ns + SWEEP_NS:
+            self._swept_ns = now
+            over = [key for key, answer in self._answers.items() if not _counts(answer, now)]
+            for key in over:
+                del self._answers[key]
 
     def _read(self, output: bytes, name: str) -> Answer:
         """Read a response.

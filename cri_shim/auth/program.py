@@ -75,21 +75,26 @@ def run(
         ConfigError: it cannot be started, takes too long or writes too much. The sentence goes behind its name.
     """
     assert len(question) <= QUESTION_BYTES
-    deadline = time.monotonic() + timeout_seconds
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=dict(environment),
-            cwd="/",
-            start_new_session=True,
-            bufsize=0,
-        )
-    except OSError as error:
+        return _run(command, question, environment, timeout_seconds, output_bytes)
+    except OSError as error:  # also a lack of descriptors on the way
         raise ConfigError(f"cannot be started: {os.strerror(error.errno or 0)}") from None
-    with process:
+
+
+def _run(
+    command: Sequence[str], question: bytes, environment: Mapping[str, str], timeout_seconds: float, output_bytes: int
+) -> tuple[int, bytes]:
+    deadline = time.monotonic() + timeout_seconds
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=dict(environment),
+        cwd="/",
+        start_new_session=True,
+        bufsize=0,
+    ) as process:
         try:
             output = _talk(process, question, deadline, output_bytes)
             _await_end(process.pid, deadline)

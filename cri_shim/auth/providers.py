@@ -95,28 +95,32 @@ def read_provider_config(config_path: str, trusted_uids: frozenset[int]) -> tupl
     """
     place = f"credential provider configuration {config_path}"
     try:
-        return merged(_read_file(path, trusted_uids) for path in _files(config_path))
+        if not os.path.isdir(config_path):
+            return merged([_read_file(config_path, trusted_uids)])
+        return merged(_read_named(config_path, name, trusted_uids) for name in _names(config_path))
     except OSError as error:
         raise ConfigError(f"{place} cannot be read: {os.strerror(error.errno or 0)}") from None
     except ConfigError as error:
         raise error.within(place) from None
 
 
-def _files(config_path: str) -> list[str]:
-    if not os.path.isdir(config_path):
-        return [config_path]
-    with os.scandir(config_path) as found:
+def _names(directory: str) -> list[str]:
+    with os.scandir(directory) as found:
         names = sorted(one.name for one in found if one.name.endswith(_SUFFIXES) and not one.is_dir())
     if not 0 < len(names) <= MOST_FILES:
         raise ConfigError(f"there are {len(names)} files of {', '.join(_SUFFIXES)} in it, not 1 to {MOST_FILES}")
-    return [os.path.join(config_path, name) for name in names]
+    return names
+
+
+def _read_named(directory: str, name: str, trusted_uids: frozenset[int]) -> tuple[Provider, ...]:
+    try:
+        return _read_file(os.path.join(directory, name), trusted_uids)
+    except ConfigError as error:
+        raise error.within(name) from None
 
 
 def _read_file(path: str, trusted_uids: frozenset[int]) -> tuple[Provider, ...]:
-    try:
-        return parse_provider_config(_decoded(read_whole(path, trusted_uids, FILE_BYTES)))
-    except ConfigError as error:
-        raise error.within(os.path.basename(path)) from None
+    return parse_provider_config(_decoded(read_whole(path, trusted_uids, FILE_BYTES)))
 
 
 def _decoded(data: bytes) -> object:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.images.flight import Flights
 from cri_shim.store.image import Usage
-from cri_shim.store.seal import Seal, decode_seal, encode_seal
+from cri_shim.store.seal import Seal, decode_implied, encode_seal
 from cri_shim.store.store import run_job, undisturbed
 from rootfs.digest import layer_ids
 
@@ -75,22 +75,25 @@ class Forms:
         """Make the form; a chain that would not differ from the plain layer is the plain layer."""
         staging = uuid.uuid4().hex
         plain = place.layer.name
-        seal = decode_seal(await self._store.disk((self._store.layout.overlay / plain / "layer.json").read_bytes))
-        job = self._store.helper.form(staging, source=plain, kind=kind, parents=place.below, implied=seal.implied)
+        implied = await self._store.disk(lambda: self._implied_by(place.layer)) if kind == "chain" else ()
+        job = self._store.helper.form(staging, source=plain, kind=kind, parents=place.below, implied=implied)
         made = await run_job(job)
         if made is None:
             return plain
         formed = Seal(
             name=name,
-            diff_id=seal.diff_id,
+            diff_id=place.layer.diff_id,
             form=kind,
             usage=Usage(made.copied_bytes, made.inodes),
-            ghosts=kind != "bottom" and seal.ghosts,
-            implied=seal.implied,
+            ghosts=kind != "bottom" and place.layer.ghosts,
+            implied=place.layer.implied,
             source=plain,
         )
         await undisturbed(self._commit(staging, formed, lease))
         return name
+
+    def _implied_by(self, layer: Layer) -> tuple[bytes, ...]:
+        return decode_implied((self._store.layout.overlay / layer.name / "implied").read_bytes())
 
     async def _commit(self, staging: str, seal: Seal, lease: Lease) -> None:
         await self._store.ready_for(seal.name)

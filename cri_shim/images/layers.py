@@ -26,7 +26,7 @@ from cri_shim.images.scale import Scale, WrongBytes, weighed
 from cri_shim.oci.media import must_be_plain
 from cri_shim.store.catalog import Delivery, Proof
 from cri_shim.store.ingest import Ingest
-from cri_shim.store.seal import encode_seal, seal_of
+from cri_shim.store.seal import encode_implied, encode_seal, seal_of
 from cri_shim.store.store import run_job, undisturbed
 from rootfs.errors import ContentMismatch, JobCancelled, LayerRejected
 
@@ -223,7 +223,13 @@ class Layers:
     async def _commit(self, staging: str, applied: Applied, errand: _Errand) -> None:
         seal, want = seal_of(applied), errand.want
         await self._store.ready_for(seal.name)
-        job = self._store.helper.commit(staging, name=seal.name, seal=encode_seal(seal), sync=self._unpacking.sync)
+        job = self._store.helper.commit(
+            staging,
+            name=seal.name,
+            seal=encode_seal(seal),
+            implied=encode_implied(applied.implied),
+            sync=self._unpacking.sync,
+        )
         await run_job(job)
         delivery = Delivery(want.registry, want.repository, want.blob)
         await self._store.put_layer(seal.layer, Proof(want.blob, want.diff_id), delivery, errand.lease)

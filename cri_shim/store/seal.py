@@ -1,12 +1,11 @@
 """The seal of a layer: `layer.json` in its directory, enough to know the layer again without the index.
 
-It is written before the layer gets its name and never changed. What lists paths (implied directories) is kept here
-and not in the index: it is read only when an image is put together.
+It is written before the layer gets its name and never changed. The paths of implied directories, which can be many,
+lie in a file of their own beside it, `implied`: it is read only when an image is put together.
 """
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,14 +25,18 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What a layer directory holds. *source* is the plain layer that a form was made of, else empty."""
+    """What a layer directory holds.
+
+    *implied* counts the directories without an entry of their own. *source* is the plain layer that a form was made
+    of, else empty.
+    """
 
     name: str
     diff_id: Digest
     form: str
     usage: Usage
     ghosts: bool
-    implied: tuple[bytes, ...]
+    implied: int
     diff_size_bytes: int = 0
     blob: str = ""
     blob_size_bytes: int = 0
@@ -45,7 +48,7 @@ class Seal:
     @property
     def layer(self) -> Layer:
         """The row of the index for this layer."""
-        return Layer(self.name, self.diff_id, self.form, self.usage, self.ghosts, len(self.implied))
+        return Layer(self.name, self.diff_id, self.form, self.usage, self.ghosts, self.implied)
 
 
 class _Fields(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,7 +59,7 @@ class _Fields(msgspec.Struct, forbid_unknown_fields=True):
     used_bytes: int
     inodes: int
     ghosts: bool
-    implied: list[str]
+    implied: int
     diff_size_bytes: int
     blob: str
     blob_size_bytes: int
@@ -74,7 +77,7 @@ def seal_of(applied: Applied) -> Seal:
         form="plain",
         usage=Usage(applied.usage_bytes, applied.inodes),
         ghosts=applied.whiteouts > 0 or bool(applied.opaque),
-        implied=applied.implied,
+        implied=len(applied.implied),
         diff_size_bytes=applied.diff_size_bytes,
         blob=str(applied.blob),
         blob_size_bytes=applied.blob_size_bytes,
@@ -95,7 +98,7 @@ def encode_seal(seal: Seal) -> bytes:
             used_bytes=seal.usage.used_bytes,
             inodes=seal.usage.inodes,
             ghosts=seal.ghosts,
-            implied=[base64.b64encode(path).decode("ascii") for path in seal.implied],
+            implied=seal.implied,
             diff_size_bytes=seal.diff_size_bytes,
             blob=seal.blob,
             blob_size_bytes=seal.blob_size_bytes,
@@ -116,8 +119,7 @@ def decode_seal(data: bytes) -> Seal:
     try:
         fields = msgspec.json.decode(data, type=_Fields)
         diff_id = Digest.parse(fields.diff_id)
-        implied = tuple(base64.b64decode(path, validate=True) for path in fields.implied)
-    except (msgspec.DecodeError, RootfsError, ValueError) as error:
+    except (msgspec.DecodeError, RootfsError) as error:
         raise StoreDamaged(f"the seal of a layer cannot be read: {error}") from error
     return Seal(
         name=fields.name,
@@ -125,7 +127,7 @@ def decode_seal(data: bytes) -> Seal:
         form=fields.form,
         usage=Usage(fields.used_bytes, fields.inodes),
         ghosts=fields.ghosts,
-        implied=implied,
+        implied=fields.implied,
         diff_size_bytes=fields.diff_size_bytes,
         blob=fields.blob,
         blob_size_bytes=fields.blob_size_bytes,
@@ -134,3 +136,13 @@ def decode_seal(data: bytes) -> Seal:
         skipped=tuple((what, count) for what, count in fields.skipped),
         source=fields.source,
     )
+
+
+def encode_implied(paths: tuple[bytes, ...]) -> bytes:
+    """Return the bytes of `implied`: each path, ended by a zero byte, which no path can hold."""
+    return b"".join(path + b"\0" for path in paths)
+
+
+def decode_implied(data: bytes) -> tuple[bytes, ...]:
+    """Read `implied` back."""
+    return tuple(data.split(b"\0")[:-1])

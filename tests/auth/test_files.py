@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cri_shim.auth.dockercfg import DockerConfig, parse_config_json
-from cri_shim.auth.files import CredentialFile
+from cri_shim.auth.files import CredentialFile, read_whole
+from cri_shim.errors import ConfigError
 
 GOOD = b'{"auths":{"reg.io":{"auth":"eDp5"}}}'
 
@@ -194,3 +195,21 @@ def test_the_level_is_warning(path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert reader(path).read() is None
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     assert "hunter2" not in caplog.text
+
+
+def test_a_file_that_is_read_once(path: Path) -> None:
+    ours = frozenset({os.geteuid()})
+    assert read_whole(str(path), ours, len(GOOD)) == GOOD
+    with pytest.raises(ConfigError, match="is not used: it is larger than 35 bytes"):
+        read_whole(str(path), ours, 35)
+    with pytest.raises(ConfigError, match="is not used: its owner is user"):
+        read_whole(str(path), frozenset())
+    path.chmod(0o602)
+    with pytest.raises(ConfigError, match="is not used: everybody on this node can write it"):
+        read_whole(str(path), ours)
+    path.unlink()
+    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+        read_whole(str(path), ours)
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="is not used: it is not a regular file"):
+        read_whole(str(path), ours)

@@ -27,7 +27,14 @@ def xattr(name: str, value: bytes | str = b"bar") -> dict[str, bytes | str]:
 
 @ROOT
 def test_nodes_are_made_exactly(ground):
-    ground.apply(tar(C("null", 1, 3, mode=0o666), K("sda", 8, 0, mode=0o660, gid=6), C("big", 4095, 1048575), P("fifo", mode=0o4622, uid=3)))
+    ground.apply(
+        tar(
+            C("null", 1, 3, mode=0o666),
+            K("sda", 8, 0, mode=0o660, gid=6),
+            C("big", 4095, 1048575),
+            P("fifo", mode=0o4622, uid=3),
+        )
+    )
     for name, kind, mode, device in (
         ("null", stat.S_IFCHR, 0o666, (1, 3)),
         ("sda", stat.S_IFBLK, 0o660, (8, 0)),
@@ -41,7 +48,9 @@ def test_nodes_are_made_exactly(ground):
         assert status.st_mtime == 1_000_000_000
 
 
-@pytest.mark.parametrize(("major", "minor"), [(-1, 0), (0, -1), (1 << 32, 0), (0, 1 << 32), (4096, 0), (0, 1 << 20), (1 << 62, 1)])
+@pytest.mark.parametrize(
+    ("major", "minor"), [(-1, 0), (0, -1), (1 << 32, 0), (0, 1 << 32), (4096, 0), (0, 1 << 20), (1 << 62, 1)]
+)
 @pytest.mark.parametrize("make", [C, K])
 def test_device_numbers_are_bounded(ground, make, major, minor):
     with pytest.raises(LayerRejected, match="device number"):
@@ -74,7 +83,12 @@ def test_modes_are_masked(ground, mode, kept):
 
 def test_user_attributes(ground):
     applied = ground.apply(
-        tar(F("f", b"x", pax=xattr("user.foo", b"b\0r\n"), mode=0o400), D("d", pax=xattr("user.d")), S("s", "f", pax=xattr("user.foo")), P("p", pax=xattr("user.p")))
+        tar(
+            F("f", b"x", pax=xattr("user.foo", b"b\0r\n"), mode=0o400),
+            D("d", pax=xattr("user.d")),
+            S("s", "f", pax=xattr("user.foo")),
+            P("p", pax=xattr("user.p")),
+        )
     )
     assert os.getxattr(ground.root / "f", "user.foo") == b"b\0r\n"
     assert os.getxattr(ground.root / "d", "user.d") == b"bar"
@@ -124,7 +138,11 @@ def test_attributes_in_other_formats_are_ignored(ground):
 
 @pytest.mark.parametrize(
     "records",
-    [xattr("user.big", b"x" * 70_000), xattr("user." + "n" * 300), {f"SCHILY.xattr.user.n{n}": b"v" * 200 for n in range(1000)}],
+    [
+        xattr("user.big", b"x" * 70_000),
+        xattr("user." + "n" * 300),
+        {f"SCHILY.xattr.user.n{n}": b"v" * 200 for n in range(1000)},
+    ],
 )
 def test_attributes_that_do_not_fit_are_the_layers_fault(ground, records):
     with pytest.raises(LayerRejected, match="extended attribute"):
@@ -150,12 +168,20 @@ def test_privileged_attributes_without_privilege(ground):
 
 
 ACL = struct.pack("<I", 2) + b"".join(
-    struct.pack("<HHI", *entry) for entry in ((1, 6, 0xFFFFFFFF), (2, 7, 1234), (4, 4, 0xFFFFFFFF), (16, 7, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF))
+    struct.pack("<HHI", *entry)
+    for entry in ((1, 6, 0xFFFFFFFF), (2, 7, 1234), (4, 4, 0xFFFFFFFF), (16, 7, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF))
 )
 
 
 def test_default_acls_do_not_change_modes(ground):
-    ground.apply(tar(D("d", pax=xattr("system.posix_acl_default", ACL)), F("d/f", mode=0o644), F("d/g", mode=0o600), D("d/e", mode=0o711)))
+    ground.apply(
+        tar(
+            D("d", pax=xattr("system.posix_acl_default", ACL)),
+            F("d/f", mode=0o644),
+            F("d/g", mode=0o600),
+            D("d/e", mode=0o711),
+        )
+    )
     assert (ground.mode("d/f"), ground.mode("d/g"), ground.mode("d/e")) == (0o644, 0o600, 0o711)
 
 
@@ -177,7 +203,9 @@ def test_large_owners(ground, owner):
 
 
 @pytest.mark.parametrize("owner", [4294967295, 4294967296, 1 << 62, -1])
-@pytest.mark.parametrize("make", [F, D, P, lambda name, **fields: S(name, "x", **fields), lambda name, **fields: F(".wh." + name, **fields)])
+@pytest.mark.parametrize(
+    "make", [F, D, P, lambda name, **fields: S(name, "x", **fields), lambda name, **fields: F(".wh." + name, **fields)]
+)
 def test_owners_are_bounded(ground, owner, make):
     with pytest.raises(LayerRejected, match="owner"):
         ground.apply(tar(make("f", gid=base_256(owner, 8))))
@@ -185,7 +213,17 @@ def test_owners_are_bounded(ground, owner, make):
 
 def test_owners_without_privilege(ground):
     me = {"uid": os.geteuid(), "gid": os.getegid()}
-    applied = ground.apply(tar(D("d", **me), F("a", **me), F("b", uid=12345), D("e", gid=12345), S("s", "x", uid=12345), H("h", "b", uid=12345)), privileged=False)
+    applied = ground.apply(
+        tar(
+            D("d", **me),
+            F("a", **me),
+            F("b", uid=12345),
+            D("e", gid=12345),
+            S("s", "x", uid=12345),
+            H("h", "b", uid=12345),
+        ),
+        privileged=False,
+    )
     assert applied.skipped == (("owner", 4),)
     assert ground.stat("b").st_uid == os.geteuid()
 
@@ -210,7 +248,9 @@ def test_times(ground, text, nanoseconds, make):
     assert ground.stat("f").st_mtime_ns == nanoseconds
 
 
-@pytest.mark.parametrize("text", ["1.5e300", "nan", "inf", "1_0", " 1", "1 ", "10000000000000000000000", "1.-5", "1.5.5", "0x10", "", "."])
+@pytest.mark.parametrize(
+    "text", ["1.5e300", "nan", "inf", "1_0", " 1", "1 ", "10000000000000000000000", "1.-5", "1.5.5", "0x10", "", "."]
+)
 def test_times_that_are_none(ground, text):
     entry = F("f", pax={"mtime": text})
     if text:
@@ -227,7 +267,9 @@ def test_times_of_access_are_not_before_the_modification(ground):
 
 
 def test_times_in_gnu_and_old_headers(ground):
-    ground.apply(tar(F("a", mtime=base_256(5, 12)), F("b", mtime=base_256(-5, 12), magic=GNU), F("c", mtime=7, magic=V7)))
+    ground.apply(
+        tar(F("a", mtime=base_256(5, 12)), F("b", mtime=base_256(-5, 12), magic=GNU), F("c", mtime=7, magic=V7))
+    )
     assert [ground.stat(name).st_mtime for name in "abc"] == [5, 0, 7]
 
 
@@ -241,7 +283,9 @@ def test_a_hard_link_puts_its_header_on_the_inode(ground):
 
 @ROOT
 def test_a_hard_link_to_a_node(ground):
-    applied = ground.apply(tar(C("a", 1, 3, mode=0o600), H("b", "a", mode=0o666, pax=xattr("user.z")), P("p"), H("q", "p", mode=0o622)))
+    applied = ground.apply(
+        tar(C("a", 1, 3, mode=0o600), H("b", "a", mode=0o666, pax=xattr("user.z")), P("p"), H("q", "p", mode=0o622))
+    )
     assert ground.mode("a") == 0o666
     assert ground.mode("p") == 0o622
     assert applied.skipped == (("xattr:link", 1),)
@@ -253,7 +297,9 @@ def test_modes_of_links_before_linux_6_6(ground, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("rootfs.syscalls.fchmodat2", refuse)
-    applied = ground.apply(tar(F("a", mode=0o600), H("b", "a", mode=0o755), C("c", 1, 3, mode=0o600), H("d", "c", mode=0o666)))
+    applied = ground.apply(
+        tar(F("a", mode=0o600), H("b", "a", mode=0o755), C("c", 1, 3, mode=0o600), H("d", "c", mode=0o666))
+    )
     assert (ground.mode("a"), ground.mode("c")) == (0o755, 0o600)
     assert applied.skipped == (("mode", 1),)
 
@@ -285,14 +331,22 @@ def test_every_type_replaces_every_type(ground, before, after):
     inside = F("x/inside", b"1") if before == "directory" else b""
     ground.apply(tar(F("other", b"o"), KINDS[before](), inside, KINDS[after]()))
     status = ground.stat("x")
-    kind = {"file": stat.S_ISREG, "directory": stat.S_ISDIR, "symlink": stat.S_ISLNK, "link": stat.S_ISREG, "fifo": stat.S_ISFIFO}
+    kind = {
+        "file": stat.S_ISREG,
+        "directory": stat.S_ISDIR,
+        "symlink": stat.S_ISLNK,
+        "link": stat.S_ISREG,
+        "fifo": stat.S_ISFIFO,
+    }
     assert kind[after](status.st_mode)
     assert (status.st_ino == ground.stat("other").st_ino) == (after == "link")
     assert ("x/inside" in ground.names()) == (before == after == "directory")
 
 
 def test_times_of_directories_come_last(ground):
-    ground.apply(tar(D("./", mtime=3), D("d", mtime=5), F("d/x"), D("d/e", mtime=6), F("d/e/y"), S("d/z", "x"), F("d/.wh.w")))
+    ground.apply(
+        tar(D("./", mtime=3), D("d", mtime=5), F("d/x"), D("d/e", mtime=6), F("d/e/y"), S("d/z", "x"), F("d/.wh.w"))
+    )
     assert [ground.stat(name).st_mtime for name in (".", "d", "d/e")] == [3, 5, 6]
 
 
@@ -319,7 +373,9 @@ def test_a_store_with_set_group_id(tmp_path):
     ground = Ground(tmp_path)
     os.chown(ground.store, 0, 4321)
     ground.store.chmod(0o2755)
-    ground.apply(tar(F("f", mode=0o644), D("d"), F("d/g"), F("e/h"), S("d/s", "x"), D("k", mode=0o2755, gid=9), F("k/l")))
+    ground.apply(
+        tar(F("f", mode=0o644), D("d"), F("d/g"), F("e/h"), S("d/s", "x"), D("k", mode=0o2755, gid=9), F("k/l"))
+    )
     assert {ground.stat(name).st_gid for name in ("f", "d", "d/g", "e", "e/h", "d/s", "k/l")} == {0}
     assert (ground.mode("d"), ground.mode("e"), ground.mode("k"), ground.stat("k").st_gid) == (0o755, 0o755, 0o2755, 9)
 

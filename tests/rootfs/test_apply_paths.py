@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
 import pytest
 
+from rootfs import syscalls
 from rootfs.errors import LayerRejected, LimitExceeded, RootfsError
 from tests.fakes.ground import UP, Ground
-from tests.fakes.tars import GNU, B, C, D, F, H, P, S, gnu_name, pax, tar, header
+from tests.fakes.tars import GNU, B, C, D, F, H, P, S, gnu_name, header, tar
 
 
-@pytest.fixture
-def ground(tmp_path):
+@pytest.fixture(params=["openat2", "walk"])
+def ground(tmp_path, request, monkeypatch):
+    """Parents are opened by openat2, or by steps where the kernel or a filter has none."""
+    if request.param == "walk":
+
+        def refuse(*_args, **_named):
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr(syscalls, "openat2", refuse)
     return Ground(tmp_path)
 
 
@@ -21,7 +30,9 @@ def put_in(text: bytes | str, ground: Ground) -> str:
     return text.replace("{V}", ground.V).replace("{UP}", UP)
 
 
-@pytest.mark.parametrize("name", ["../victim/x", "a/../../../evil", "{UP}{V}/pwn", "..", "a/../..", "/../x", "./../x", "../../a/"])
+@pytest.mark.parametrize(
+    "name", ["../victim/x", "a/../../../evil", "{UP}{V}/pwn", "..", "a/../..", "/../x", "./../x", "../../a/"]
+)
 @pytest.mark.parametrize("make", [F, D, lambda name: S(name, "x"), lambda name: H(name, "file"), P])
 def test_names_that_leave_the_layer_are_refused(ground, name, make):
     with pytest.raises(LayerRejected, match="leaves the layer"):
@@ -118,7 +129,9 @@ def test_a_hard_link_replaces_what_is_there(ground):
     assert ground.stat("a").st_nlink == 3
 
 
-@pytest.mark.parametrize("entry", [S(".", "{V}"), S("/", "x"), S("./", "x"), F("."), F(""), F("/"), H(".", "file"), P(".")])
+@pytest.mark.parametrize(
+    "entry", [S(".", "{V}"), S("/", "x"), S("./", "x"), F("."), F(""), F("/"), H(".", "file"), P(".")]
+)
 def test_the_root_stays_a_directory(ground, entry):
     with pytest.raises(LayerRejected, match="root of the layer must stay a directory"):
         ground.apply(tar(F("file"), entry, F("pwn")))
@@ -149,7 +162,9 @@ def test_links_of_lower_layers_are_not_followed(ground):
     assert ground.read("loc/new") == b"x"
 
 
-@pytest.mark.parametrize("entries", [S("l", "l") + F("l/x"), S("a", "b") + S("b", "a") + F("a/x"), S("a", "b/../a") + D("b") + F("a/x")])
+@pytest.mark.parametrize(
+    "entries", [S("l", "l") + F("l/x"), S("a", "b") + S("b", "a") + F("a/x"), S("a", "b/../a") + D("b") + F("a/x")]
+)
 def test_circles_are_refused_quickly(ground, entries):
     start = time.monotonic()
     with pytest.raises(LayerRejected):
@@ -181,7 +196,16 @@ def test_long_detours_are_refused(ground):
         S("p", "x", pax={"linkpath": b"a\0b"}),
         F("p", pax={"uname": b"a\0b"}),
         F("p", pax={b"SCHILY.xattr.user.a\0b": b"x"}),
-        F("p", pax={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": b"a\0b", "GNU.sparse.realsize": "0"}, data=b"0\n".ljust(512, b"\0")),
+        F(
+            "p",
+            pax={
+                "GNU.sparse.major": "1",
+                "GNU.sparse.minor": "0",
+                "GNU.sparse.name": b"a\0b",
+                "GNU.sparse.realsize": "0",
+            },
+            data=b"0\n".ljust(512, b"\0"),
+        ),
     ],
 )
 def test_nul_is_refused(ground, entries):
@@ -276,7 +300,9 @@ def test_hard_link_to_a_deep_link_that_would_lead_out_when_moved(ground):
 
 
 @pytest.mark.parametrize("obstacle", [F("x"), P("x"), H("x", "file")])
-@pytest.mark.parametrize("entry", [F("x/y"), D("x/y"), S("x/y", "z"), H("x/y", "file"), F("x/.wh.y"), F("x/.wh..wh..opq")])
+@pytest.mark.parametrize(
+    "entry", [F("x/y"), D("x/y"), S("x/y", "z"), H("x/y", "file"), F("x/.wh.y"), F("x/.wh..wh..opq")]
+)
 def test_only_directories_have_entries(ground, obstacle, entry):
     with pytest.raises(LayerRejected, match="not a directory"):
         ground.apply(tar(F("file"), obstacle, entry))

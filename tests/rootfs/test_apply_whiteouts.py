@@ -19,7 +19,9 @@ def ground(tmp_path):
     return Ground(tmp_path)
 
 
-@pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", "dir/.wh.", "dir/.wh..", "dir/.wh...", "./.wh...", "a/b/.wh..."])
+@pytest.mark.parametrize(
+    "name", [".wh.", ".wh..", ".wh...", "dir/.wh.", "dir/.wh..", "dir/.wh...", "./.wh...", "a/b/.wh..."]
+)
 @pytest.mark.parametrize("make", [F, D, lambda name: S(name, "x")])
 def test_whiteouts_of_no_name_are_refused(ground, name, make):
     with pytest.raises(LayerRejected, match="hides no name"):
@@ -126,7 +128,9 @@ def test_a_whiteout_in_what_is_hidden_and_made_anew_is_redundant(ground):
     assert (applied.opaque, applied.whiteouts) == ((b"dir",), 0)
 
 
-@pytest.mark.parametrize("make", [lambda n: S(n, "{V}"), lambda n: F(n, b"data!" * 200), lambda n: H(n, "dir/a"), P, lambda n: C(n, 5, 5), D])
+@pytest.mark.parametrize(
+    "make", [lambda n: S(n, "{V}"), lambda n: F(n, b"data!" * 200), lambda n: H(n, "dir/a"), P, lambda n: C(n, 5, 5), D]
+)
 def test_a_whiteout_of_any_type_is_a_whiteout(ground, make):
     ground.apply(tar(F("dir/a"), make(".wh.file"), F("after", b"1")))
     assert ground.is_whiteout("file")
@@ -135,7 +139,14 @@ def test_a_whiteout_of_any_type_is_a_whiteout(ground, make):
 
 def test_bookkeeping_of_aufs_is_passed_over(ground):
     applied = ground.apply(
-        tar(D(".wh..wh.plnk/"), F(".wh..wh.plnk/1.2", b"data"), D(".wh..wh.orph/"), F(".wh..wh.aufs"), F("d/.wh..wh.x"), F("ok"))
+        tar(
+            D(".wh..wh.plnk/"),
+            F(".wh..wh.plnk/1.2", b"data"),
+            D(".wh..wh.orph/"),
+            F(".wh..wh.aufs"),
+            F("d/.wh..wh.x"),
+            F("ok"),
+        )
     )
     assert ground.names() == {"ok"}
     assert applied.skipped == (("aufs", 5),)
@@ -147,6 +158,11 @@ def test_bookkeeping_of_aufs_is_passed_over(ground):
 def test_a_whiteout_is_no_directory(ground, make):
     with pytest.raises(LayerRejected, match="used as a directory"):
         ground.apply(tar(D("a"), make("a/.wh.b/c")))
+
+
+def test_links_make_no_names_of_whiteouts(ground):
+    with pytest.raises(LayerRejected, match="name of a whiteout"):
+        ground.apply(tar(S("a", ".wh.b"), F("a/c")))
 
 
 def test_names_that_only_contain_the_prefix_are_names(ground):

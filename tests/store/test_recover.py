@@ -3,14 +3,14 @@ from __future__ import annotations
 from cri_shim.store.catalog import Catalog, Layer
 from cri_shim.store.image import Document, Image, ImageLayer, Usage
 from cri_shim.store.recover import plan_recovery
-from cri_shim.store.seal import Seal, decode_seal, encode_seal
+from cri_shim.store.seal import Seal, decode_implied, decode_seal, encode_implied, encode_seal
 from rootfs.commit import Found
 from rootfs.digest import Digest
 
 
 def seal(seed: str) -> Seal:
     diff_id = Digest.of(seed.encode())
-    return Seal(diff_id.hex, diff_id, "plain", Usage(9, 2), ghosts=True, implied=(b"tmp", b"caf\xe9"))
+    return Seal(diff_id.hex, diff_id, "plain", Usage(9, 2), ghosts=True, implied=2)
 
 
 def found(seed: str) -> Found:
@@ -32,6 +32,11 @@ def image_on(*layers: Layer) -> Image:
 
 def test_a_seal_is_read_back_whole() -> None:
     assert decode_seal(encode_seal(seal("a"))) == seal("a")
+
+
+def test_implied_directories_are_read_back() -> None:
+    for paths in ((), (b"tmp", b"caf\xe9/a\nb"), (b"",)):
+        assert decode_implied(encode_implied(paths)) == paths
 
 
 def test_a_directory_without_a_row_is_adopted() -> None:

@@ -26,7 +26,7 @@ CONFIG = Digest.of(DATA)
 
 def seal(seed: str) -> Seal:
     diff_id = Digest.of(seed.encode())
-    return Seal(diff_id.hex, diff_id, "plain", Usage(1000, 2), ghosts=False, implied=())
+    return Seal(diff_id.hex, diff_id, "plain", Usage(1000, 2), ghosts=False, implied=0)
 
 
 def leave_layer(root: Path, seed: str) -> Path:
