@@ -80,7 +80,7 @@ def test_who_wins(write):
         ("anonymous = 1", ":1: anonymous must be true or false; it is 1"),
         ('pinned = "a"', ":1: pinned must be a list, each a text of 1 to 512 characters; it is 'a'"),
         ('certs_dirs = ["x"]', ":1: certs_dirs must be a list, each an absolute path; it is ['x']"),
-        ('home = "here"', ":1: home must be an absolute path; it is 'here'"),
+        ('home = "here"', ":1: home must be an absolute path, or empty; it is 'here'"),
         ('root = "/a,b"', ":1: root must be an absolute path of at most 200 characters without space, comma,"),
         ('listen = "tcp://0.0.0.0:1"', ":1: listen must be an absolute path of letters, digits and ._/@+=-, or unix://"),
         ("socket_mode = 0o660", ':1: socket_mode must be an octal mode in quotes, such as "0660"; it is 432'),

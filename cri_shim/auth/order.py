@@ -11,21 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cri_shim.auth.credential import Credential
-    from cri_shim.auth.keyring import Keyring
     from cri_shim.oci.reference import Reference
-
-
-def in_order(
-    given: Credential | None,
-    keyring: Keyring,
-    reference: Reference,
-    *,
-    use_keyring: bool = True,
-    anonymous: bool = True,
-) -> tuple[Credential, ...]:
-    """List what to try for *reference*: what the request gave, what the keyring has, nothing at all."""
-    found = keyring.lookup(reference.name) if use_keyring else ()
-    return listed(given, found, reference, anonymous=anonymous)
 
 
 def listed(

@@ -18,6 +18,9 @@ Count = Annotated[int, Meta(ge=1, le=1 << 62, description="a whole number from 1
 AtMost1000 = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
 Seconds = Annotated[int, Meta(ge=0, le=86_400, description="a whole number of seconds, 86400 at most")]
 AbsolutePath = Annotated[str, Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_length=4096, description="an absolute path")]
+OptionalPath = Annotated[
+    str, Meta(pattern=r"\A(/[^\x00-\x1f\x7f]*)?\Z", max_length=4096, description="an absolute path, or empty")
+]
 # The root stands in mount options, where a comma, a colon or a backslash would mean something else.
 StorePath = Annotated[
     str,
@@ -112,18 +115,49 @@ class Config:
         "Images that kubelet shall not collect, by name: exact, with a star at the end (registry.k8s.io/pause*),\n"
         "or with one at both ends (*pause*). Case does not matter.",
     )
+    runtime_handlers: tuple[Word, ...] = _key(
+        (),
+        "The runtime handlers of this node (of RuntimeClass). When there are any, a pull for another one is refused.\n"
+        "All of them share the images.",
+    )
     kubelet_root_dir: AbsolutePath = _key(
         "/var/lib/kubelet",
         "kubelet's --root-dir: the first place where config.json is looked for.",
     )
     kubelet_cwd: AbsolutePath = _key("/", "kubelet's working directory: the second place for config.json.")
-    home: AbsolutePath = _key(
+    home: OptionalPath = _key(
         "/root",
         "The home directory whose .docker/config.json and .dockercfg are read, as kubelet would read its own.\n"
         "It is set here: the daemon's own HOME is not looked at.",
     )
     keyring_merge: bool = _key(False, "Take credentials from every file that is found, not from the first one only.")
     anonymous: bool = _key(True, "Try without credentials when those at hand were refused.")
+    request_credentials: bool = _key(True, "Use the credentials that come with a pull.")
+    keyring: bool = _key(True, "Use the kubelet's credential files: config.json and .dockercfg in its search paths.")
+    credential_helpers: bool = _key(
+        True, "Ask the helpers that credential files name: credHelpers and credsStore, docker-credential-NAME."
+    )
+    credential_helper_seconds: Seconds = _key(10, "How long a helper may take.")
+    credential_path: Word = _key(
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH for helpers and providers, and where helpers are looked for.",
+    )
+    credential_environment: tuple[Word, ...] = _key(
+        ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+        "Variables of the daemon's environment that helpers and providers get as well.",
+    )
+    credential_provider_config: OptionalPath = _key(
+        "",
+        "kubelet's --image-credential-provider-config: a file, or a directory of files. Read at start. Empty: none.",
+    )
+    credential_provider_bin_dir: OptionalPath = _key("", "kubelet's --image-credential-provider-bin-dir.")
+    credential_provider_seconds: Seconds = _key(60, "How long a provider may take.")
+    auth_json: bool = _key(False, "Use containers' auth.json files too, after the kubelet's.")
+    auth_json_runtime_dir: OptionalPath = _key("/run/containers/0", "The directory of the first auth.json.")
+    auth_json_config_home: OptionalPath = _key(
+        "", "The directory that holds containers/auth.json; empty stands for .config in `home`."
+    )
+    auth_json_file: OptionalPath = _key("", "One auth.json instead of all others, as REGISTRY_AUTH_FILE names it.")
     certs_dirs: tuple[AbsolutePath, ...] = _key(
         ("/etc/containerd/certs.d",),
         "Directories of registry hosts, one folder per registry with a hosts.toml, as containerd has them.\n"

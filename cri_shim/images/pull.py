@@ -28,6 +28,7 @@ from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Executor
 
     from cri_shim.auth.credential import Credential
     from cri_shim.images.forms import Forms
@@ -48,10 +49,16 @@ _NAMELESS_TRIED = 8
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What does not change while the daemon runs. *authorise* reads the key files: it is called in a disk thread."""
+    """What does not change while the daemon runs.
+
+    *authorise* puts the credentials in order; it reads files and may run programs for a minute, so it has threads of
+    its own. *worked* is told which credential opened a repository.
+    """
 
     platform: Platform
     authorise: Authorise
+    worked: Callable[[Reference, Credential], None]
+    credential_threads: Executor
     fingerprint_key: bytes
     downloads_per_image: int
     most_layers: int
@@ -102,7 +109,9 @@ class Puller:
             ShimError, RootfsError: with the name in front of the reason; nothing half was recorded.
         """
         reference = parse_reference(name)
-        credentials = await self._store.disk(lambda: self._settings.authorise(reference, given))
+        credentials = await asyncio.get_running_loop().run_in_executor(
+            self._settings.credential_threads, self._settings.authorise, reference, given
+        )
         key = self._settings.fingerprint_key
         flight = (str(reference), *(credential.fingerprint(key) for credential in credentials))
         return await self._flights.join(flight, lambda: self._recorded(reference, credentials))
@@ -141,12 +150,14 @@ class Puller:
             return None
         with _within("manifest"):
             resolved = await self._network.resolve(reference, credentials)
+            self._settings.worked(reference, resolved.credential)
         still = self._store.catalog.by_name(str(reference))
         return still if still is not None and resolved.digest in (still.target, still.manifest) else None
 
     async def _find(self, reference: Reference, credentials: tuple[Credential, ...], lease: Lease) -> _Found:
         with _within("manifest"):
             fetched = await self._network.manifest(reference, credentials)
+            self._settings.worked(reference, fetched.credential)
             self._store.keep_document(fetched.digest, fetched.data, lease)
             others = tuple(credential for credential in credentials if credential is not fetched.credential)
             source = Source(reference, (fetched.credential, *others))

@@ -3,8 +3,9 @@
 Every call walks the hosts of the reference's registry in order, and on each host the credentials in order: a refused
 credential (401, 403) leads to the next one, any other failure, wrong bytes included, to the next host. The last host
 is the registry itself, and its answer decides what the failure is called; the sentence lists every try with the source
-of its credential. The credentials of an image go to its own registry only; a mirror gets those that *credentials_for*
-finds for the mirror's name, then none.
+of its credential. A host for which there is another gets less patience, and is left out for a while after it failed.
+The credentials of an image go to its own registry only; a mirror gets those that *credentials_for* finds for the
+mirror's name, then none.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from cri_shim.auth.servers import is_for, server_of
 from cri_shim.errors import ConfigError, ContentRejected, Denied, LimitExceeded, NotFound, ShimError, Unauthenticated
 from cri_shim.registry import content, download
 from cri_shim.registry.failure import HostFailed
+from cri_shim.registry.health import Health
 from cri_shim.registry.retry import ATTEMPTS, Pace
 from cri_shim.registry.session import Means, Memory, Session
 from cri_shim.registry.tokens import Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from cri_shim.auth.credential import Secret
     from cri_shim.oci.descriptor import Descriptor
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.cancel import Cancel
@@ -37,6 +40,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MIRROR_ATTEMPTS = 2  # where another host can be asked instead
 TRIES_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, in seconds.
+
+    Attributes:
+        mirror_stall_seconds: For a word from a host for which there is another.
+        progress_seconds: For a byte of one document or blob, from whichever host.
+    """
+
+    mirror_stall_seconds: float = 20.0
+    progress_seconds: float = 300.0
+
+
+PATIENCE = Patience()
 REFUSED = (Unauthenticated, Denied)
 FAILED = (NotFound, HostFailed, ContentRejected, LimitExceeded, ConfigError)
 
@@ -89,13 +108,22 @@ class Client:
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
         credentials_for: Callable[[str], Sequence[Credential]] | None = None,
+        headers_for: Callable[[Reference], Sequence[tuple[str, Secret]]] | None = None,
         same_site: bool = False,
+        patience: Patience = PATIENCE,
     ) -> None:
-        """*credentials_for* finds credentials for a mirror, named as in a keyring: "mirror.corp:5000/library/nginx"."""
+        """*credentials_for* finds credentials for a mirror, named as in a keyring: "mirror.corp:5000/library/nginx".
+
+        *headers_for* gives the HttpHeaders of the credential files for a reference.
+        """
         pace = pace or Pace(clock=clock)
         self._hosts = hosts
         self._means = Means(transport, Tokens(transport, pace, clock), pace, Memory(), same_site)
         self._credentials_for = credentials_for
+        self._headers_for = headers_for
+        self._health = Health(clock)
+        self._patience = patience
+        self._clock = clock
 
     def resolve(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Resolved:
         """Find out which manifest *reference* means: one HEAD, or a GET where a host has no proper HEAD.
@@ -113,7 +141,7 @@ class Client:
             return Resolved(got.digest, got.media_type, len(got.data), session.host.name, _needed(session))
 
         by_tag = reference.digest is None
-        return self._walk(reference, credentials, cancel, f"{reference} was not resolved", act, by_tag=by_tag)
+        return self._walk(reference, credentials, cancel, act, by_tag=by_tag)
 
     def manifest(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Fetched:
         """Fetch the manifest or index of *reference*, at most 4 MiB, its digest verified: one GET.
@@ -127,7 +155,7 @@ class Client:
             return Fetched(got.data, got.media_type, got.digest, session.host.name, _needed(session))
 
         by_tag = reference.digest is None
-        return self._walk(reference, credentials, cancel, f"{reference} was not fetched", act, by_tag=by_tag)
+        return self._walk(reference, credentials, cancel, act, by_tag=by_tag)
 
     def blob(
         self,
@@ -147,8 +175,7 @@ class Client:
         def act(session: Session) -> bytes:
             return session.patiently(lambda: content.read_blob(session, descriptor, limit_bytes))
 
-        what = f"the blob {descriptor.digest} of {reference.name} was not fetched"
-        return self._walk(reference, _several(credential), cancel, what, act)
+        return self._walk(reference, _several(credential), cancel, act)
 
     def has_blob(
         self,
@@ -172,9 +199,8 @@ class Client:
         def act(session: Session) -> bool:
             return session.patiently(lambda: content.has_blob(session, digest, size_bytes))
 
-        what = f"the blob {digest} of {reference.name} was not looked for"
         try:
-            return self._walk(reference, _several(credential), cancel, what, act, only=only)
+            return self._walk(reference, _several(credential), cancel, act, only=only)
         except (NotFound, Unauthenticated, Denied):
             return False
 
@@ -202,8 +228,7 @@ class Client:
             download.download(session, descriptor, sink, tally)
             return session.host.name
 
-        what = f"the blob {descriptor.digest} of {reference.name} was not fetched"
-        host = self._walk(reference, _several(credential), cancel, what, act, avoid=avoid)
+        host = self._walk(reference, _several(credential), cancel, act, avoid=avoid)
         return Delivered(host, sum(tally.values()), tuple(tally))
 
     def hosts_for_blobs(self, reference: Reference, avoid: frozenset[str] = frozenset()) -> int:
@@ -219,7 +244,6 @@ class Client:
         reference: Reference,
         credentials: Sequence[Credential],
         cancel: Cancel,
-        what: str,
         act: Callable[[Session], T],
         *,
         by_tag: bool = False,
@@ -229,24 +253,70 @@ class Client:
         """Return what *act* returns for the first session it does not fail for."""
         hosts = self._askable(reference, by_tag=by_tag, only=only, avoid=avoid)
         if not hosts:
-            raise _nobody(what, avoid=avoid, only=only)
-        tries: list[ShimError] = []
-        for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
-            attempts = MIRROR_ATTEMPTS if left > 1 else ATTEMPTS
-            wanted: Wanted | None = None
-            for credential in self._credentials(host, reference, credentials):
-                session = Session(
-                    self._means, host, reference.repository, credential, cancel, attempts=attempts, wanted=wanted
-                )
-                try:
-                    return act(session)
-                except REFUSED as refused:
-                    tries.append(refused)
-                    wanted = session.wanted
-                except FAILED as failure:
-                    tries.append(failure)
-                    break
-        raise _failed(what, tries)
+            raise _nobody(avoid=avoid, only=only)
+        cancel.expect_progress(self._patience.progress_seconds, self._clock)
+        tries: dict[Host, list[ShimError]] = {host: [] for host in hosts}
+        for host in self._in_turn(hosts, tries):
+            replaceable = host is not hosts[-1]
+            try:
+                done = self._ask(host, reference, credentials, cancel, act, tries[host], replaceable=replaceable)
+            except FAILED as failure:
+                tries[host].append(failure)
+                if replaceable and isinstance(failure, HostFailed):
+                    self._health.failed(str(host.url))
+            else:
+                if not isinstance(done, _Refused):
+                    return done
+        raise _failed([one for host in hosts for one in tries[host]])
+
+    def _in_turn(self, hosts: Sequence[Host], tries: Mapping[Host, Sequence[ShimError]]) -> Iterator[Host]:
+        """Go through *hosts*; those that failed lately only when the last one could not tell either."""
+        left_out = []
+        for host in hosts:
+            if host is hosts[-1] or self._health.may_ask(str(host.url)):
+                yield host
+            else:
+                left_out.append(host)
+        if tries[hosts[-1]] and isinstance(tries[hosts[-1]][-1], HostFailed):
+            yield from left_out
+
+    def _ask(
+        self,
+        host: Host,
+        reference: Reference,
+        credentials: Sequence[Credential],
+        cancel: Cancel,
+        act: Callable[[Session], T],
+        refusals: list[ShimError],
+        *,
+        replaceable: bool,
+    ) -> T | _Refused:
+        """Do *act* with the first credential that *host* takes; note in *refusals* those it does not."""
+        asked = self._with_headers(host, reference)
+        if replaceable:
+            asked = replace(asked, stall_seconds=self._patience.mirror_stall_seconds)
+        attempts = MIRROR_ATTEMPTS if replaceable else ATTEMPTS
+        wanted: Wanted | None = None
+        for credential in self._credentials(host, reference, credentials):
+            session = Session(
+                self._means,
+                asked,
+                reference.repository,
+                credential,
+                cancel,
+                attempts=attempts,
+                wanted=wanted,
+                replaceable=replaceable,
+            )
+            try:
+                done = act(session)
+            except REFUSED as refused:
+                refusals.append(refused)
+                wanted = session.wanted
+            else:
+                self._health.worked(str(host.url))
+                return done
+        return _REFUSED
 
     def _askable(
         self, reference: Reference, *, by_tag: bool, only: frozenset[str] | None, avoid: frozenset[str]
@@ -254,6 +324,14 @@ class Client:
         """Return the hosts that have the capability and are neither to be avoided nor left out."""
         capable = [host for host in self._hosts.of(reference.registry) if host.pull and (host.resolve or not by_tag)]
         return [host for host in capable if host.name not in avoid and (only is None or host.name in only)]
+
+    def _with_headers(self, host: Host, reference: Reference) -> Host:
+        """Add the headers of the credential files, for the image's own registry; hosts.toml goes before them."""
+        if not host.upstream or self._headers_for is None:
+            return host
+        set_already = {name.lower() for name, _ in host.headers}
+        more = [(name, value.reveal()) for name, value in self._headers_for(reference)]
+        return replace(host, headers=(*host.headers, *(one for one in more if one[0].lower() not in set_already)))
 
     def _credentials(self, host: Host, reference: Reference, credentials: Sequence[Credential]) -> Iterator[Credential]:
         """Return what *host* may be shown, in order; never nothing at all."""
@@ -276,16 +354,23 @@ def _needed(session: Session) -> Credential:
     return session.credential if session.used else ANONYMOUS
 
 
-def _nobody(what: str, *, avoid: frozenset[str], only: frozenset[str] | None) -> ShimError:
+class _Refused:
+    """What is returned where every credential was refused."""
+
+
+_REFUSED = _Refused()
+
+
+def _nobody(*, avoid: frozenset[str], only: frozenset[str] | None) -> ShimError:
     """Return the error for a walk without hosts."""
     if avoid:
-        return ContentRejected(f"{what}: every host that has it sent wrong bytes ({', '.join(sorted(avoid))})")
+        return ContentRejected(f"every host that has it sent wrong bytes ({', '.join(sorted(avoid))})")
     if only is not None:
-        return NotFound(f"{what}: none of the hosts that delivered it is configured any more")
-    return ConfigError(f"{what}: no host is configured that may be asked (see capabilities in hosts.toml)")
+        return NotFound("none of the hosts that delivered it is configured any more")
+    return ConfigError("no host is configured that may be asked (see capabilities in hosts.toml, and no_fallback)")
 
 
-def _failed(what: str, tries: Sequence[ShimError]) -> ShimError:
+def _failed(tries: Sequence[ShimError]) -> ShimError:
     """Return one error for all tries, of the class of the last host's answer; a 403 there goes before a 401."""
     last = tries[-1]
     if isinstance(last, Unauthenticated):
@@ -293,7 +378,7 @@ def _failed(what: str, tries: Sequence[ShimError]) -> ShimError:
     said = list(dict.fromkeys(one.sentence for one in tries))
     if len(said) > TRIES_SHOWN:
         said = [*said[: TRIES_SHOWN - 1], f"{len(said) - TRIES_SHOWN} more", said[-1]]
-    return _of_kind(last, f"{what}: {'; '.join(said)}{_advice(last)}")
+    return _of_kind(last, f"{'; '.join(said)}{_advice(last)}")
 
 
 def _of_kind(error: ShimError, sentence: str) -> ShimError:

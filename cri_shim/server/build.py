@@ -8,8 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cri_shim.auth.order import in_order
+from cri_shim.auth.authjson import AuthFiles, auth_json_paths
+from cri_shim.auth.helpers import Helpers
+from cri_shim.auth.program import environment_for_programs
+from cri_shim.auth.providers import Providers
 from cri_shim.auth.search import SearchPaths
+from cri_shim.auth.sources import Sources
+from cri_shim.errors import ConfigError
 from cri_shim.executor import DaemonExecutor
 from cri_shim.host import this_platform
 from cri_shim.images import network
@@ -30,9 +35,7 @@ from rootfs.limits import Limits
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from cri_shim.auth.credential import Credential
     from cri_shim.config.schema import Config
-    from cri_shim.oci.reference import Reference
 
 _QUESTIONS_AT_ONCE = 16
 _DISK_THREADS = 4
@@ -59,13 +62,9 @@ async def running_images(config: Config) -> AsyncIterator[Images]:
 
 
 def _images(config: Config, opened: Store) -> Images:
-    paths = SearchPaths(config.kubelet_root_dir, config.kubelet_cwd, config.home, merge=config.keyring_merge)
-
-    def authorise(reference: Reference, given: Credential | None) -> tuple[Credential, ...]:
-        return in_order(given, paths.keyring(), reference, anonymous=config.anonymous)
-
+    sources = _sources(config)
     hosts = Hosts(":".join(config.certs_dirs))
-    client = Client(Transport(), hosts, credentials_for=lambda name: paths.keyring().lookup(name))
+    client = Client(Transport(), hosts, credentials_for=sources.for_mirror, headers_for=sources.http_headers)
     threads = network.Threads(
         questions=DaemonExecutor("registry", _QUESTIONS_AT_ONCE),
         downloads=DaemonExecutor("download", config.max_downloads),
@@ -74,7 +73,9 @@ def _images(config: Config, opened: Store) -> Images:
     layers = Layers(opened, reached, Unpacking(_limits(config), config.sync, config.max_unpacks))
     settings = Settings(
         platform=this_platform(),
-        authorise=authorise,
+        authorise=sources.credentials,
+        worked=sources.worked,
+        credential_threads=DaemonExecutor("credentials", _QUESTIONS_AT_ONCE),
         fingerprint_key=os.urandom(32),
         downloads_per_image=config.max_downloads_per_image,
         most_layers=config.limits.layers,
@@ -93,3 +94,30 @@ def _options(config: Config) -> Options:
 def _limits(config: Config) -> Limits:
     names = {field.name for field in dataclasses.fields(Limits)}
     return Limits(**{name: value for name, value in dataclasses.asdict(config.limits).items() if name in names})
+
+
+def _sources(config: Config) -> Sources:
+    environment = environment_for_programs(config.home, config.credential_path, config.credential_environment)
+    helpers = Helpers(environment, timeout_seconds=config.credential_helper_seconds)
+    search = SearchPaths(config.kubelet_root_dir, config.kubelet_cwd, config.home, merge=config.keyring_merge)
+    auth_files = auth_json_paths(
+        config.home, config.auth_json_runtime_dir, config.auth_json_config_home, auth_file=config.auth_json_file
+    )
+    asked = helpers if config.credential_helpers else None
+    return Sources(
+        search if config.keyring else None,
+        helpers=asked,
+        auth_files=AuthFiles(auth_files, asked) if config.auth_json else None,
+        providers=_providers(config, environment),
+        request=config.request_credentials,
+        anonymous=config.anonymous,
+    )
+
+
+def _providers(config: Config, environment: dict[str, str]) -> Providers | None:
+    path, programs = config.credential_provider_config, config.credential_provider_bin_dir
+    if bool(path) != bool(programs):
+        raise ConfigError("credential_provider_config and credential_provider_bin_dir are set both or not at all")
+    if not path:
+        return None
+    return Providers.read(path, programs, environment, timeout_seconds=config.credential_provider_seconds)

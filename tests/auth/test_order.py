@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 from cri_shim.auth.credential import ANONYMOUS, Credential, Secret, from_auth_config
 from cri_shim.auth.dockercfg import Entry
 from cri_shim.auth.keyring import Keyring
-from cri_shim.auth.order import in_order
+from cri_shim.auth.order import listed
 from cri_shim.oci.reference import parse_reference
 
 APP = parse_reference("reg.io/team/app")
+
+
+def in_order(given, keyring, reference, *, use_keyring=True, anonymous=True):
+    found = keyring.lookup(reference.name) if use_keyring else ()
+    return listed(given, found, reference, anonymous=anonymous)
 
 
 def credential(name: str, source: str = "file", server: str = "") -> Credential:
