@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -53,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return the exit code; *arguments* are those after `demo`, by default this process's own."""
     parser = argparse.ArgumentParser(prog="cri-shim demo", description="Pull sample images through the real socket.")
     parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C, and the files")
-    return run(keep=parser.parse_args(arguments).keep)
+    options = parser.parse_args(arguments)
+    # Whoever ends the demo with SIGTERM wants the daemon and the files gone too, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return run(keep=options.keep)
 
 
 def run(*, keep: bool = False) -> int:

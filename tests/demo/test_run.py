@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cri_shim.demo.client import Client
 from cri_shim.demo.daemon import Daemon, Place
 from cri_shim.errors import ConfigError
 
@@ -30,6 +31,25 @@ def test_demo_ends_in_ok_and_leaves_nothing(tmp_path):
     assert re.search(r"^IMAGE +TAG +IMAGE ID +SIZE$", done.stdout, re.MULTILINE)
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_keep_serves_until_a_signal_and_keeps_the_files(tmp_path):
+    command = [sys.executable, "-m", "cri_shim", "demo", "--keep"]
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as demo:
+        said = []
+        while not (said and said[-1].startswith("the images as an OCI layout")):
+            said.append(demo.stdout.readline())
+            assert said[-1], "".join(said)
+        path = Path(re.search(r"listening on (\S+)", "".join(said))[1])
+        with Client(path) as client:
+            assert len(client.images()) == 1
+        demo.terminate()
+        assert "demo: ok" in demo.stdout.read()
+    assert demo.returncode == 0
+    assert not path.exists()
+    assert (path.parent / "layout/index.json").exists()
 
 
 def test_a_daemon_that_ends_is_an_error_with_its_words(tmp_path):

@@ -1,0 +1,142 @@
+"""The daemon under test, as its users start it, and crictl pointed at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.real.programs import run, stop
+
+START_SECONDS = 60
+
+
+class Shim:
+    """cri-shim serve with everything below *base*. A second one may stand on the same paths."""
+
+    def __init__(self, base: Path, **config) -> None:
+        self.base, self.root, self.state = base, base / "root", base / "run"
+        self.socket, self.log = base / "s.sock", base / "daemon.log"
+        self.certs, self.kubelet = base / "certs.d", base / "kubelet"
+        for path in (self.certs, self.kubelet):
+            path.mkdir(parents=True, exist_ok=True)
+        self.config = {
+            "listen": str(self.socket),
+            "root": str(self.root),
+            "state": str(self.state),
+            "certs_dirs": [str(self.certs)],
+            "kubelet_root_dir": str(self.kubelet),
+            "home": str(base),
+            **config,
+        }
+        self.process: subprocess.Popen | None = None
+
+    def trust(self, host: str, url: str = "") -> None:
+        """Let the daemon reach registry *host* at *url* (plain HTTP on *host* itself when not given)."""
+        hosts = self.certs / host
+        hosts.mkdir(exist_ok=True)
+        url = url or f"http://{host}"
+        table = f'server = "{url}"\n\n[host."{url}"]\n  capabilities = ["pull", "resolve"]\n'
+        (hosts / "hosts.toml").write_text(table)
+
+    def command(self, *more: str) -> list[str]:
+        """The command line; the configuration is written anew."""
+        path = self.base / "config.toml"
+        # JSON's texts, numbers and lists are TOML's too.
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
+        return [sys.executable, "-m", "cri_shim", "serve", "--config", str(path), *more]
+
+    def start(self) -> Shim:
+        """Start and return when it says that it is ready."""
+        address = self.base / "notify.sock"
+        address.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, self.log.open("ab") as log:
+            notified.bind(str(address))
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+            )
+            self._wait_ready(notified)
+        return self
+
+    def stop(self) -> int:
+        """Ask it to stop and return its exit code."""
+        stop(self.process)
+        return self.process.returncode
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def crictl(self, *words: str, check: bool = True, timeout: int = 300) -> subprocess.CompletedProcess:
+        """Run crictl on this daemon."""
+        return crictl(self.socket, *words, check=check, timeout=timeout)
+
+    def pull(self, name: str) -> str:
+        """Pull *name* with crictl and return the reference that it prints."""
+        said = self.crictl("pull", name).stdout
+        assert said.startswith("Image is up to date for "), said
+        return said.removeprefix("Image is up to date for ").strip()
+
+    def inspect(self, name: str) -> dict:
+        return json.loads(self.crictl("inspecti", "-o", "json", name).stdout)
+
+    def layers(self, name: str) -> list[Path]:
+        """The directories of the layers of *name*, bottom first."""
+        return [self.root / layer["directory"] for layer in self.inspect(name)["info"]["layers"]]
+
+    def leftovers(self) -> list[str]:
+        """What a failed pull would leave: everything below the root but the index and directories.
+
+        What is thrown away lies in trash/ until it is unlinked in the background: that is waited for.
+        """
+        for _ in range(200):
+            found = self._files()
+            if not any(path.startswith("trash/") for path in found):
+                break
+            time.sleep(0.05)
+        return found
+
+    def _files(self) -> list[str]:
+        kept = ("index.db", "index.db-wal", "index.db-shm", "VERSION", "lock", "cri-shim.lock")
+        found = []
+        for directory, below, names in os.walk(self.root):  # what vanishes meanwhile is passed over
+            links = [name for name in below if os.path.islink(os.path.join(directory, name))]
+            left = links + [name for name in names if name not in kept]
+            found += [os.path.relpath(os.path.join(directory, name), self.root) for name in left]
+        return sorted(found)
+
+    def status(self) -> dict:
+        """The page of the admin socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as admin:
+            admin.connect(str(self.state / "admin.sock"))
+            admin.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with admin.makefile("rb") as answer:
+                return json.loads(answer.read().partition(b"\r\n\r\n")[2])
+
+    def _wait_ready(self, notified: socket.socket) -> None:
+        ended = os.pidfd_open(self.process.pid)
+        try:
+            while True:
+                ready, _, _ = select.select([notified.fileno(), ended], [], [], START_SECONDS)
+                assert notified.fileno() in ready, f"the daemon did not start:\n{self.log.read_text()}"
+                if b"READY=1" in notified.recv(4096).split(b"\n"):
+                    return
+        finally:
+            os.close(ended)
+
+
+def crictl(sock: Path, *words: str, check: bool = True, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Run crictl with both endpoints on *sock*, whatever configuration the machine has for it."""
+    endpoint = f"unix://{sock}"
+    config = sock.parent / "crictl.yaml"
+    config.write_text(f"runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 120\n")
+    return run("crictl", "--config", config, *words, check=check, timeout=timeout, cwd=sock.parent)
