@@ -77,15 +77,16 @@ class _Blob:
 
 
 class _Layer:
-    """The tar, counted, digested and kept within the limits."""
+    """The tar, counted, digested and kept within the limits. One that is not compressed is digested as the blob is."""
 
-    __slots__ = ("_blob", "_limits", "_source", "hash", "size_bytes")
+    __slots__ = ("_blob", "_is_blob", "_limits", "_source", "hash", "size_bytes")
 
     def __init__(self, blob: _Blob, source: Decompressed, limits: Limits, algorithm: str) -> None:
         self._blob = blob
         self._source = source
         self._limits = limits
-        self.hash = new_hash(algorithm)
+        self._is_blob = source.compression == "none" and algorithm == blob.hash.name
+        self.hash = blob.hash if self._is_blob else new_hash(algorithm)
         self.size_bytes = 0
 
     @property
@@ -96,7 +97,8 @@ class _Layer:
     def read(self, size: int, /) -> bytes:
         """Read from the decompressed stream."""
         data = self._source.read(size)
-        self.hash.update(data)
+        if not self._is_blob:
+            self.hash.update(data)
         self.size_bytes += len(data)
         if self.size_bytes > self._limits.unpacked_bytes:
             raise LimitExceeded(f"the layer has more than {self._limits.unpacked_bytes} bytes", "unpacked_bytes")

@@ -122,27 +122,30 @@ def parse_header(data: bytes, at: int) -> Entry:
     entry.name = name.partition(b"\0")[0] if 0 in name else name
     entry.link = link.partition(b"\0")[0] if link[0] else b""
     numbers = _numbers
-    try:
+    typed = magic == _GNU or magic[:6] == _USTAR
+    try:  # of all but sizes there are few: mostly each was read before
         entry.mode = numbers[mode] & 0o7777
         entry.uid = numbers[uid]
         entry.gid = numbers[gid]
+        seconds = numbers[mtime]
+        entry.major, entry.minor = (numbers[major], numbers[minor]) if typed else (0, 0)
     except KeyError:
         entry.mode, entry.uid, entry.gid = _remembered(mode) & 0o7777, _remembered(uid), _remembered(gid)
+        seconds = _remembered(mtime)
+        entry.major, entry.minor = (_remembered(major), _remembered(minor)) if typed else (0, 0)
     entry.size_bytes = entry.stored_bytes = number(size)
-    entry.mtime_ns = entry.atime_ns = bounded_ns(number(mtime) * _SECOND)
-    entry.major = entry.minor = 0
+    entry.mtime_ns = entry.atime_ns = bounded_ns(seconds * _SECOND)
     entry.xattrs = ()
     entry.sparse = None
     entry.kind = kind
-    if magic[:6] == _USTAR:
-        _star_or_ustar(entry, prefix, tail, major, minor)
-    elif magic == _GNU:
-        _gnu(entry, prefix, major, minor)
+    if typed and magic != _GNU:
+        _finish_ustar(entry, prefix, tail)
+    elif typed and (prefix[0] or prefix[12]):
+        _finish_gnu(entry, prefix)
     return entry
 
 
-def _star_or_ustar(entry: Entry, prefix: bytes, tail: bytes, major: bytes, minor: bytes) -> None:
-    entry.major, entry.minor = _remembered(major), _remembered(minor)
+def _finish_ustar(entry: Entry, prefix: bytes, tail: bytes) -> None:
     if tail[-4:] == _STAR_TRAILER:
         accessed, changed = prefix[131:143], prefix[143:155]
         prefix = prefix[:131]
@@ -152,9 +155,8 @@ def _star_or_ustar(entry: Entry, prefix: bytes, tail: bytes, major: bytes, minor
         entry.name = prefix.partition(b"\0")[0] + b"/" + entry.name
 
 
-def _gnu(entry: Entry, prefix: bytes, major: bytes, minor: bytes) -> None:
+def _finish_gnu(entry: Entry, prefix: bytes) -> None:
     """GNU headers have times where ustar has a prefix; buggy old writers put a prefix there all the same."""
-    entry.major, entry.minor = _remembered(major), _remembered(minor)
     accessed, changed = prefix[:12], prefix[12:24]
     try:
         if accessed[0]:
@@ -213,7 +215,7 @@ def _base_256(field: bytes) -> int:
 
 
 def _remembered(field: bytes) -> int:
-    """Modes, owners and devices are few: read each once."""
+    """Read a field that many headers share, once."""
     value = _numbers.get(field)
     if value is None:
         if len(_numbers) >= _MEMORY:

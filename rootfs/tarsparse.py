@@ -19,16 +19,27 @@ if TYPE_CHECKING:
 
 Runs = tuple[tuple[int, int], ...]
 
-_MAP_IN_RECORDS: Final = frozenset({(b"0", b"0"), (b"0", b"1")})
 _MAP_IN_CONTENT: Final = (b"1", b"0")
+_VERSIONS: Final = frozenset({(b"0", b"0"), (b"0", b"1"), _MAP_IN_CONTENT})
+
+
+def is_sparse(records: dict[bytes, bytes]) -> bool:
+    """Tell whether PAX records make their entry a sparse file of a version that is known."""
+    return _version(records) in _VERSIONS
+
+
+def _version(records: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Formats 0.0 and 0.1 need not say what they are."""
+    major, minor = records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b"")
+    return (major, minor) if major or minor or not records.get(SPARSE_MAP) else (b"0", b"1")
 
 
 def apply_sparse(entry: Entry, records: dict[bytes, bytes], take: Callable[[int], bytes], limits: Limits) -> None:
-    """Give *entry* the name, size and map that GNU.sparse records say, if there are any.
+    """Give *entry* the name, size and map that GNU.sparse records say.
 
     Args:
         entry: after its other records were merged; `stored_bytes` counts the content as it lies in the archive.
-        records: its PAX records.
+        records: its PAX records, which `is_sparse`.
         take: reads that many bytes of the content.
         limits: `records` bounds the map, `header_bytes` its length in the content.
 
@@ -36,17 +47,12 @@ def apply_sparse(entry: Entry, records: dict[bytes, bytes], take: Callable[[int]
         LayerRejected: the map is malformed, out of order, or does not fit the content or the size.
         LimitExceeded: the map is too long.
     """
-    version = (records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b""))
-    if version == (b"", b"") and records.get(SPARSE_MAP):
-        version = (b"0", b"1")
-    if version != _MAP_IN_CONTENT and version not in _MAP_IN_RECORDS:
-        return
     entry.name = records.get(b"GNU.sparse.name") or entry.name
     if size := records.get(b"GNU.sparse.size") or records.get(b"GNU.sparse.realsize"):
         entry.size_bytes = integer(size, "the size of a sparse file")
     if entry.kind in HEADER_ONLY:
         raise LayerRejected("something that has no content has a sparse map")
-    if version == _MAP_IN_CONTENT:
+    if _version(records) == _MAP_IN_CONTENT:
         runs, used = _map_from_content(entry.stored_bytes, take, limits)
         entry.stored_bytes -= used
     else:

@@ -26,7 +26,7 @@ from rootfs.tarheader import (
     parse_pax,
     settle_kind,
 )
-from rootfs.tarsparse import apply_sparse
+from rootfs.tarsparse import apply_sparse, is_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,7 +198,11 @@ class TarStream:
             raise LayerRejected("not a tar header: a size is negative")
         if size > self._limits.header_bytes:
             raise LimitExceeded(f"an extended header is longer than {self._limits.header_bytes} bytes", "header_bytes")
-        self._left, self._pad = size, -size % BLOCK_BYTES
+        pad, at = -size % BLOCK_BYTES, self._at
+        if at + size + pad <= len(self._data):  # as it mostly is: all of it is at hand
+            self._at = at + size + pad
+            return self._data[at : at + size]
+        self._left, self._pad = size, pad
         data = self._take(size)
         self._pass_over()
         return data
@@ -214,10 +218,9 @@ class TarStream:
         if entry.kind in HEADER_ONLY:
             entry.size_bytes = entry.stored_bytes = 0
         self._begin(entry)
-        if records:
+        if is_sparse(records):
             apply_sparse(entry, records, self._take, self._limits)
-            if entry.sparse is not None:
-                self._count_sparse(entry)
+            self._count_sparse(entry)
         if 0 in entry.name or 0 in entry.link:
             raise LayerRejected(f"a NUL in the name {shown(entry.name)}")
         if max(len(entry.name), len(entry.link)) > self._limits.path_bytes:

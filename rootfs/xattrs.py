@@ -51,6 +51,8 @@ def set_xattr(descriptor: int, name: bytes, value: bytes, *, privileged: bool) -
             return False
         if error.errno in _REFUSED and (not privileged or name.startswith(b"trusted.")):
             return False
+        if error.errno == errno.EINVAL and not privileged and name in _ACLS:
+            return False  # it names an owner that this user namespace does not have
         if error.errno in _UNFIT:
             reason = os.strerror(error.errno)
             raise LayerRejected(f"its extended attribute {shown(name)} cannot be set ({reason})") from error

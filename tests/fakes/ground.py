@@ -37,7 +37,9 @@ def describe(path: bytes) -> tuple[object, ...]:
         content = Path(os.fsdecode(path)).read_bytes()
     xattrs: list[tuple[str, bytes]] = []
     with contextlib.suppress(OSError):
-        xattrs = sorted((name, os.getxattr(path, name, follow_symlinks=False)) for name in os.listxattr(path, follow_symlinks=False))
+        xattrs = sorted(
+            (name, os.getxattr(path, name, follow_symlinks=False)) for name in os.listxattr(path, follow_symlinks=False)
+        )
     return (
         oct(status.st_mode),
         status.st_uid,
@@ -81,7 +83,8 @@ class Ground:
         self.root = self.store / "none"
 
     @property
-    def V(self) -> str:
+    def V(self) -> str:  # noqa: N802  # the letter of the attack corpus
+        """The absolute path of the victim."""
         return str(self.victim)
 
     def apply(self, data: bytes, *, privileged: bool | None = None, step: int = 0, **changes) -> Applied:

@@ -5,12 +5,18 @@ F file, S symbolic link, H hard link, C and K character and block device, P fifo
 the extended headers that go before an entry.
 """
 
+# ruff: noqa: N802  # the letters of the attack corpus
+
 from __future__ import annotations
+
+import os
 
 USTAR = b"ustar\x0000"
 GNU = b"ustar  \0"
 V7 = bytes(8)
 END = bytes(1024)
+MYSELF = (os.geteuid(), os.getegid())
+"""Entries belong to whom the tests run as, so that without privilege nothing is skipped unasked."""
 
 Name = bytes | str
 
@@ -47,8 +53,8 @@ def header(
     size: int | bytes = 0,
     *,
     mode: int | bytes = 0o644,
-    uid: int | bytes = 0,
-    gid: int | bytes = 0,
+    uid: int | bytes = MYSELF[0],
+    gid: int | bytes = MYSELF[1],
     mtime: int | bytes = 1_000_000_000,
     link: Name = b"",
     magic: bytes = USTAR,
@@ -101,6 +107,11 @@ def gnu_name(name: Name, kind: bytes = b"L") -> bytes:
 
 def gnu_link(name: Name) -> bytes:
     return gnu_name(name, b"K")
+
+
+def map_lines(*numbers: int) -> bytes:
+    """The map of a sparse file of format 1.0, as it stands before the data."""
+    return padded(b"".join(b"%d\n" % number for number in numbers))
 
 
 def _entry(name: Name, kind: bytes, data: bytes, records: dict[str, Name] | None, **fields) -> bytes:

@@ -298,7 +298,7 @@ TARGETS = [*NAMES, "../../victim", "{UP}{V}", "a/../../..", "/", "/proc/self/roo
 MAKERS = {
     "file": lambda name, target: F(name, target.encode()),
     "directory": lambda name, target: D(name, mode=0o700),
-    "closed": lambda name, target: D(name, mode=0),
+    "closed": lambda name, target: D(name, mode=0 if os.geteuid() == 0 else 0o711),
     "symlink": S,
     "link": H,
     "fifo": lambda name, target: P(name),

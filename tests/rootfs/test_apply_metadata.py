@@ -167,6 +167,17 @@ def test_privileged_attributes_without_privilege(ground):
     assert os.listxattr(ground.root / "f") == ["user.y"]
 
 
+def test_acls_of_owners_that_are_not_known_here(ground, monkeypatch):
+    def refuse(*_args, **_named):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    layer = tar(D("d", pax=xattr("system.posix_acl_default", ACL)))
+    assert ground.apply(layer, privileged=False).skipped == (("xattr:system", 1),)
+    with pytest.raises(LayerRejected, match="posix_acl_default"):
+        ground.apply(layer, privileged=True)
+
+
 ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", *entry)
     for entry in ((1, 6, 0xFFFFFFFF), (2, 7, 1234), (4, 4, 0xFFFFFFFF), (16, 7, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF))
@@ -185,6 +196,7 @@ def test_default_acls_do_not_change_modes(ground):
     assert (ground.mode("d/f"), ground.mode("d/g"), ground.mode("d/e")) == (0o644, 0o600, 0o711)
 
 
+@ROOT
 def test_a_store_with_a_default_acl(tmp_path):
     ground = Ground(tmp_path)
     os.setxattr(ground.store, "system.posix_acl_default", ACL)
@@ -304,6 +316,7 @@ def test_modes_of_links_before_linux_6_6(ground, monkeypatch):
     assert applied.skipped == (("mode", 1),)
 
 
+@ROOT
 def test_closed_directories_can_be_filled(ground):
     ground.apply(tar(D("d", mode=0), F("d/x", b"1"), D("d/y", mode=0), F("d/y/z"), D("./", mode=0o700)))
     assert (ground.mode("d"), ground.mode("d/y"), ground.mode(".")) == (0, 0, 0o700)

@@ -265,6 +265,22 @@ def test_depth_through_links_is_bounded(ground):
         ground.apply(tar(entries))
 
 
+def test_depth_one_entry_after_another_is_bounded(ground):
+    """Each directory lies in one that is kept open: nothing is walked, and the links are long behind."""
+    steps = [D("l/" + "/".join("b" * (n + 1))) for n in range(300)]
+    assert ground.apply(tar(D("a/" * 300), S("l", "a/" * 300), *steps[:212])).implied != ()
+    with pytest.raises(LimitExceeded, match="512 directories"):
+        ground.apply(tar(D("a/" * 300), S("l", "a/" * 300), *steps))
+
+
+def test_absolute_links_start_at_the_root_wherever_they_stand(ground):
+    ground.apply(tar(D("a/b"), S("a/b/l", "/c"), F("a/b/l/x", b"1"), S("a/m", "/a/b/../../c/"), F("a/m/y", b"2")))
+    assert (ground.read("c/x"), ground.read("c/y")) == (b"1", b"2")
+    assert "a/b/c" not in ground.names()
+    ground.apply(tar(F("c/t", b"1"), S("a/b/l", "/c"), H("h", "a/b/l/t")))
+    assert ground.stat("h").st_ino == ground.stat("c/t").st_ino
+
+
 LONG = "/".join(["c" * 255] * 15) + "/" + "e" * 255
 
 

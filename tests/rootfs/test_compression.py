@@ -230,6 +230,19 @@ def test_single_segments_are_their_own_window():
         undo(head + struct.pack("<I", 3 << 3 | 1)[:3] + b"abc")
 
 
+def test_a_frame_must_be_complete_for_the_library_as_well(monkeypatch):
+    """The walk over the blocks is not trusted alone: here it forgets the checksum."""
+    walked = compression._Zstd._open
+
+    def forget(reader):
+        walked(reader)
+        reader._has_checksum = False
+
+    monkeypatch.setattr(compression._Zstd, "_open", forget)
+    with pytest.raises(LayerRejected, match="does not end with its last block"):
+        undo(framed(TEXT, write_checksum=True))
+
+
 def test_many_empty_frames():
     start = time.monotonic()
     assert undo(framed(b"") * 20_000 + framed(TEXT)) == TEXT
