@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import Cancelled
+from cri_shim.registry.failure import HostFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ class Cancel:
         self._event = threading.Event()
         self._lock = threading.Lock()
         self._acts: dict[object, Callable[[], None]] = {}
+        self._progress_seconds: float | None = None
+        self._progress_clock = clock
+        self._stuck_at = 0.0
 
     def cancel(self) -> None:
         """Stop whatever is under way; idempotent."""
@@ -36,26 +40,41 @@ class Cancel:
         for act in acts:
             act()
 
+    def expect_progress(self, seconds: float, clock: Callable[[], float]) -> None:
+        """From now on `moved` must be called at least every *seconds* of *clock*, or what is under way has failed."""
+        self._progress_seconds, self._progress_clock = seconds, clock
+        self.moved()
+
+    def moved(self) -> None:
+        """Note that something has come that counts."""
+        if self._progress_seconds is not None:
+            self._stuck_at = self._progress_clock() + self._progress_seconds
+
     @property
     def cancelled(self) -> bool:
         """Whether it was cancelled or the deadline has passed."""
-        remaining = self.remaining_seconds()
-        return self._event.is_set() or (remaining is not None and remaining <= 0)
+        return self._event.is_set() or (self._deadline is not None and self._deadline <= self._clock())
 
     def remaining_seconds(self) -> float | None:
-        """Return the time to the deadline, or None without one."""
-        return None if self._deadline is None else self._deadline - self._clock()
+        """Return the time until there is no use in going on: the deadline, or too long without progress."""
+        ends = () if self._deadline is None else (self._deadline - self._clock(),)
+        if self._progress_seconds is not None:
+            ends = (*ends, self._stuck_at - self._progress_clock())
+        return min(ends, default=None)
 
     def check(self) -> None:
         """Go on or raise.
 
         Raises:
             Cancelled: It was cancelled or the deadline has passed.
+            HostFailed: There was no progress for too long.
         """
         if self._event.is_set():
             raise Cancelled("the pull was cancelled")
         if self.cancelled:
             raise Cancelled("the deadline of the pull has passed")
+        if self._progress_seconds is not None and self._stuck_at <= self._progress_clock():
+            raise HostFailed(f"no progress in {self._progress_seconds:g} s, whoever was asked", "stalled")
 
     def wait(self, seconds: float) -> None:
         """Sleep, or less when cancelled.

@@ -11,13 +11,13 @@ mirror's name, then none.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.auth.credential import ANONYMOUS, Credential
 from cri_shim.auth.servers import is_for, server_of
 from cri_shim.errors import ConfigError, ContentRejected, Denied, LimitExceeded, NotFound, ShimError, Unauthenticated
-from cri_shim.registry import content, download
+from cri_shim.registry import content, download, foreign
 from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.health import Health
 from cri_shim.registry.retry import ATTEMPTS, Pace
@@ -43,19 +43,23 @@ TRIES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait, in seconds.
+class Terms:
+    """What the operator decides.
 
     Attributes:
-        mirror_stall_seconds: For a word from a host for which there is another.
-        progress_seconds: For a byte of one document or blob, from whichever host.
+        mirror_stall_seconds: How long to wait for a word from a host for which there is another.
+        progress_seconds: How long to wait for a byte of one document or blob, from whichever host.
+        same_site: Refuse realms on another site than their registry.
+        foreign_layers: Ask the URLs of layers that their registry has not.
     """
 
     mirror_stall_seconds: float = 20.0
     progress_seconds: float = 300.0
+    same_site: bool = False
+    foreign_layers: bool = False
 
 
-PATIENCE = Patience()
+USUAL = Terms()
 REFUSED = (Unauthenticated, Denied)
 FAILED = (NotFound, HostFailed, ContentRejected, LimitExceeded, ConfigError)
 
@@ -97,6 +101,30 @@ class Delivered:
     hosts: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class HostAnswer:
+    """What a host says of an image.
+
+    Attributes:
+        source: What names the host: a hosts.toml, or "default".
+        proxy: The proxy it is asked through, or "".
+        left_out_seconds: For how long pulls will not ask it, because it failed lately.
+        refused: What it said to each credential that it did not take.
+    """
+
+    host: str
+    url: str
+    source: str
+    proxy: str
+    left_out_seconds: float
+    refused: tuple[str, ...] = ()
+    answer: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        """Return it for the admin socket."""
+        return asdict(self)
+
+
 class Client:
     """Asks registries. Synchronous, safe from any thread."""
 
@@ -109,8 +137,7 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
         credentials_for: Callable[[str], Sequence[Credential]] | None = None,
         headers_for: Callable[[Reference], Sequence[tuple[str, Secret]]] | None = None,
-        same_site: bool = False,
-        patience: Patience = PATIENCE,
+        terms: Terms = USUAL,
     ) -> None:
         """*credentials_for* finds credentials for a mirror, named as in a keyring: "mirror.corp:5000/library/nginx".
 
@@ -118,11 +145,11 @@ class Client:
         """
         pace = pace or Pace(clock=clock)
         self._hosts = hosts
-        self._means = Means(transport, Tokens(transport, pace, clock), pace, Memory(), same_site)
+        self._means = Means(transport, Tokens(transport, pace, clock), pace, Memory(), terms.same_site)
         self._credentials_for = credentials_for
         self._headers_for = headers_for
         self._health = Health(clock)
-        self._patience = patience
+        self._terms = terms
         self._clock = clock
 
     def resolve(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Resolved:
@@ -132,16 +159,52 @@ class Client:
             ShimError: NotFound, Unauthenticated, Denied, RegistryUnavailable, ContentRejected, LimitExceeded,
                 ConfigError (hosts.toml), Cancelled; the sentence lists the tries.
         """
-
-        def act(session: Session) -> Resolved:
-            told = session.patiently(lambda: content.head_manifest(session, reference))
-            if told is not None:
-                return Resolved(told.digest, told.media_type, told.size_bytes, session.host.name, _needed(session))
-            got = session.patiently(lambda: content.read_manifest(session, reference))
-            return Resolved(got.digest, got.media_type, len(got.data), session.host.name, _needed(session))
-
         by_tag = reference.digest is None
-        return self._walk(reference, credentials, cancel, act, by_tag=by_tag)
+        return self._walk(reference, credentials, cancel, lambda one: _resolved(one, reference), by_tag=by_tag)
+
+    def survey(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> tuple[HostAnswer, ...]:
+        """Ask every host of *reference* what it stands for, in order, also those that a pull would not come to.
+
+        Raises:
+            ConfigError: hosts.toml is wrong.
+            Cancelled: Meanwhile.
+        """
+        hosts = self._hosts.of(reference.registry)
+        return tuple(
+            self._surveyed(host, reference, credentials, cancel, replaceable=host is not hosts[-1]) for host in hosts
+        )
+
+    def _surveyed(
+        self,
+        host: Host,
+        reference: Reference,
+        credentials: Sequence[Credential],
+        cancel: Cancel,
+        *,
+        replaceable: bool,
+    ) -> HostAnswer:
+        left_out = self._health.left_out_seconds(str(host.url)) if replaceable else 0.0
+        proxy = self._means.transport.proxy_towards(host.url)
+        told = HostAnswer(host.name, str(host.url), host.source, proxy, left_out)
+        if not host.pull or (reference.digest is None and not host.resolve):
+            return replace(told, answer="not asked, its capabilities in hosts.toml do not allow it")
+        cancel.expect_progress(self._terms.progress_seconds, self._clock)
+        refusals: list[ShimError] = []
+        try:
+            done = self._ask(
+                host,
+                reference,
+                credentials,
+                cancel,
+                lambda one: _resolved(one, reference),
+                refusals,
+                replaceable=replaceable,
+            )
+        except FAILED as failure:
+            answer = failure.sentence
+        else:
+            answer = "every credential is refused" if isinstance(done, _Refused) else f"has it, {done.digest}"
+        return replace(told, refused=tuple(one.sentence for one in refusals), answer=answer)
 
     def manifest(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Fetched:
         """Fetch the manifest or index of *reference*, at most 4 MiB, its digest verified: one GET.
@@ -228,8 +291,31 @@ class Client:
             download.download(session, descriptor, sink, tally)
             return session.host.name
 
-        host = self._walk(reference, _several(credential), cancel, act, avoid=avoid)
+        try:
+            host = self._walk(reference, _several(credential), cancel, act, avoid=avoid)
+        except NotFound as missing:
+            if not descriptor.foreign or not descriptor.urls:
+                raise
+            if not self._terms.foreign_layers:
+                raise foreign.switched_off(missing, descriptor) from None
+            host = self._download_foreign(descriptor, sink, cancel, tally, avoid)
         return Delivered(host, sum(tally.values()), tuple(tally))
+
+    def _download_foreign(
+        self, descriptor: Descriptor, sink: Sink, cancel: Cancel, tally: dict[str, int], avoid: frozenset[str]
+    ) -> str:
+        found = foreign.places(descriptor, self._means.transport, self._means.pace, cancel)
+        tries: list[ShimError] = []
+        for place in found:
+            if place.name in avoid:
+                continue
+            try:
+                download.download(place, descriptor, sink, tally)
+            except (*FAILED, *REFUSED) as failure:
+                tries.append(failure)
+            else:
+                return place.name
+        raise _failed(tries) if tries else _nobody(avoid=avoid, only=None)
 
     def hosts_for_blobs(self, reference: Reference, avoid: frozenset[str] = frozenset()) -> int:
         """Count the hosts that may be asked for a blob of *reference* besides *avoid*.
@@ -254,7 +340,7 @@ class Client:
         hosts = self._askable(reference, by_tag=by_tag, only=only, avoid=avoid)
         if not hosts:
             raise _nobody(avoid=avoid, only=only)
-        cancel.expect_progress(self._patience.progress_seconds, self._clock)
+        cancel.expect_progress(self._terms.progress_seconds, self._clock)
         tries: dict[Host, list[ShimError]] = {host: [] for host in hosts}
         for host in self._in_turn(hosts, tries):
             replaceable = host is not hosts[-1]
@@ -294,7 +380,7 @@ class Client:
         """Do *act* with the first credential that *host* takes; note in *refusals* those it does not."""
         asked = self._with_headers(host, reference)
         if replaceable:
-            asked = replace(asked, stall_seconds=self._patience.mirror_stall_seconds)
+            asked = replace(asked, stall_seconds=self._terms.mirror_stall_seconds)
         attempts = MIRROR_ATTEMPTS if replaceable else ATTEMPTS
         wanted: Wanted | None = None
         for credential in self._credentials(host, reference, credentials):
@@ -348,6 +434,14 @@ class Client:
 
 def _several(credential: Credential | Sequence[Credential]) -> Sequence[Credential]:
     return (credential,) if isinstance(credential, Credential) else credential
+
+
+def _resolved(session: Session, reference: Reference) -> Resolved:
+    told = session.patiently(lambda: content.head_manifest(session, reference))
+    if told is not None:
+        return Resolved(told.digest, told.media_type, told.size_bytes, session.host.name, _needed(session))
+    got = session.patiently(lambda: content.read_manifest(session, reference))
+    return Resolved(got.digest, got.media_type, len(got.data), session.host.name, _needed(session))
 
 
 def _needed(session: Session) -> Credential:

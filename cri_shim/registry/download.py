@@ -16,13 +16,35 @@ from cri_shim.registry.content import check_length
 from cri_shim.registry.failure import HostFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from cri_shim.oci.descriptor import Descriptor
-    from cri_shim.registry.reply import Reply
-    from cri_shim.registry.session import Session
+    from cri_shim.registry.cancel import Cancel
+    from cri_shim.registry.reply import Headers, Reply
+    from cri_shim.registry.retry import Pace
 
 PROGRESS_BYTES = 1 << 20  # what a failed attempt must have brought to be forgiven
 MOST_REQUESTS = 100  # for one blob at one host, whatever progress they make
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+
+
+class Asker(Protocol):
+    """Who is asked for a blob: a `Session` with a registry, or the place that a foreign layer names."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - `host[:port]`
+    @property
+    def attempts(self) -> int: ...  # noqa: D102 - how often it may fail in a row
+    @property
+    def replaceable(self) -> bool: ...  # noqa: D102 - whether somebody else can be asked
+    @property
+    def most_seconds(self) -> float | None: ...  # noqa: D102 - how long a pause for it may be
+    @property
+    def pace(self) -> Pace: ...  # noqa: D102
+    @property
+    def cancel(self) -> Cancel: ...  # noqa: D102
+    def ask(self, method: str, path: str, headers: Headers = (), *, fine: Collection[int] = (200,)) -> Reply:
+        """Ask for *path* of the repository and return the answer, its status one of *fine*."""
 
 
 class Sink(Protocol):
@@ -50,7 +72,7 @@ class _State:
     restarted: bool = False
 
 
-def download(session: Session, descriptor: Descriptor, sink: Sink, tally: dict[str, int]) -> None:
+def download(session: Asker, descriptor: Descriptor, sink: Sink, tally: dict[str, int]) -> None:
     """Bring *sink* to the size of *descriptor*; count in *tally* the bytes of bodies that its host sent.
 
     Raises:
@@ -58,22 +80,22 @@ def download(session: Session, descriptor: Descriptor, sink: Sink, tally: dict[s
         HostFailed: It failed too often without progress.
         ShimError: As `Session.ask`; what the sink raises.
     """
-    state, name = _State(session.host.name, tally), session.host.name
+    state, name = _State(session.name, tally), session.name
     while sink.position_bytes < descriptor.size_bytes or (descriptor.size_bytes == 0 and state.requests == 0):
         before = sink.position_bytes
-        session.pace.await_turn(name, session.cancel)
+        session.pace.await_turn(name, session.cancel, session.most_seconds)
         try:
             state.requests += 1
             _attempt(session, descriptor, sink, state)
         except HostFailed as failure:
             state.failures = 0 if sink.position_bytes - before >= PROGRESS_BYTES else state.failures + 1
             spent = state.failures >= session.attempts or state.requests >= MOST_REQUESTS
-            if spent or not failure.again:
+            if spent or not failure.again or (failure.kind == "stalled" and session.replaceable):
                 raise
-            session.pace.rest(name, failure, max(0, state.failures - 1), session.cancel)
+            session.pace.rest(name, failure, max(0, state.failures - 1), session.cancel, session.most_seconds)
 
 
-def _attempt(session: Session, descriptor: Descriptor, sink: Sink, state: _State) -> None:
+def _attempt(session: Asker, descriptor: Descriptor, sink: Sink, state: _State) -> None:
     start = sink.position_bytes
     headers = (("Range", f"bytes={start}-"),) if start else ()
     with session.ask("GET", f"blobs/{descriptor.digest}", headers, fine=(200, 206, 416) if start else (200,)) as reply:
@@ -82,10 +104,10 @@ def _attempt(session: Session, descriptor: Descriptor, sink: Sink, state: _State
             return
         skip_bytes = start if reply.status == 200 else 0
         check_length(reply, descriptor.size_bytes - (start - skip_bytes), descriptor.size_bytes)
-        _receive(reply, skip_bytes, descriptor.size_bytes, sink, state)
+        _receive(session, reply, skip_bytes, descriptor.size_bytes, sink, state)
 
 
-def _receive(reply: Reply, skip_bytes: int, size_bytes: int, sink: Sink, state: _State) -> None:
+def _receive(session: Asker, reply: Reply, skip_bytes: int, size_bytes: int, sink: Sink, state: _State) -> None:
     """Append the body, less what the sink has already where the host sent everything again."""
     for piece in reply.pieces():
         state.tally[state.host] = state.tally.get(state.host, 0) + len(piece)
@@ -97,6 +119,7 @@ def _receive(reply: Reply, skip_bytes: int, size_bytes: int, sink: Sink, state: 
             raise ContentRejected(f"{reply.url.authority} sent more than the {size_bytes} bytes of the blob")
         if rest:
             sink.append(rest)
+            session.cancel.moved()
     if sink.position_bytes < size_bytes:
         host = reply.url.authority
         raise HostFailed(f"{host} ended a blob of {size_bytes} bytes after {sink.position_bytes}", "short", again=True)

@@ -3,11 +3,15 @@
 containerd's `certs.d/<registry>/hosts.toml`, looked up at each pull and read again when it changed. The directories are
 a colon-separated list; in each `host_port_`, `host:port` and `_default` are looked for, and the first that exists
 counts. Without any: the registry itself, over https.
+
+A file that breaks while we run does not take its mirrors away: the last good content stays in force, and the log says
+so. What is broken from the start is an error.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import threading
 from dataclasses import dataclass, field, replace
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/etc/containerd/certs.d:/etc/docker/certs.d"
 HUB_HOST = "registry-1.docker.io"
 FILES = 256  # parsed files that are kept
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Host:
     namespace: str = ""
     upstream: bool = True
     connect_seconds: float | None = None
+    stall_seconds: float | None = None
     rule: AddressRule = NAMED
     source: str = "default"
 
@@ -68,25 +74,69 @@ class Host:
             url = replace(url, scheme="http")
         ours = {name.lower() for name, _ in headers}
         kept = tuple(one for one in self.headers if one[0].lower() not in ours)
-        return Request(method, url, (*kept, *headers), b"", self.tls, self.rule, self.connect_seconds)
+        return Request(
+            method, url, (*kept, *headers), b"", self.tls, self.rule, self.connect_seconds, self.stall_seconds
+        )
 
 
 class Hosts:
     """The configured hosts. Safe from any thread."""
 
-    def __init__(self, config_path: str = DEFAULT_PATH, *, insecure: Collection[str] = ()) -> None:
-        """*config_path* is a colon-separated list of directories; *insecure* names registries without TLS worth it."""
+    def __init__(
+        self, config_path: str = DEFAULT_PATH, *, insecure: Collection[str] = (), no_fallback: Collection[str] = ()
+    ) -> None:
+        """*config_path* is a colon-separated list of directories; *insecure* names registries without TLS worth it.
+
+        Of the registries in *no_fallback* ("*": all) only mirrors are asked, never the registry itself.
+        """
+        self._no_fallback = frozenset(no_fallback)
         self._roots = tuple(part for part in config_path.split(":") if part)
         self._insecure = frozenset(insecure)
         self._lock = threading.Lock()
-        self._files: dict[str, tuple[Stamp, tuple[Table, ...]]] = {}
+        self._files: dict[str, tuple[Stamp | None, tuple[Table, ...]]] = {}
 
     def of(self, registry: str) -> tuple[Host, ...]:
         """Return the hosts for *registry* (as in `Reference.registry`), first to ask first.
 
         Raises:
-            ConfigError: A hosts.toml is wrong; names file and line.
+            ConfigError: A hosts.toml is wrong and never was right; names file and line.
         """
+        hosts = self._configured(registry)
+        if self._no_fallback.isdisjoint(("*", registry)):
+            return hosts
+        return tuple(host for host in hosts if not host.upstream)
+
+    def check(self) -> tuple[str, ...]:
+        """Read every hosts.toml and return what is wrong, a sentence each."""
+        problems = []
+        for path in self._all_files():
+            try:
+                self._read(path)
+            except ConfigError as error:
+                problems.append(str(error))
+        return tuple(problems)
+
+    def tls(self) -> tuple[Tls, ...]:
+        """Return the TLS terms that stand in the files, each once; broken files are passed over."""
+        found: dict[Tls, None] = {}
+        for path in self._all_files():
+            try:
+                found.update((table.tls, None) for table in self._read(path))
+            except ConfigError:
+                continue
+        return tuple(found)
+
+    def _all_files(self) -> list[str]:
+        found = []
+        for root in self._roots:
+            try:
+                names = sorted(os.listdir(root))
+            except OSError:
+                continue
+            found += [path for name in names if os.path.lexists(path := os.path.join(root, name, "hosts.toml"))]
+        return found
+
+    def _configured(self, registry: str) -> tuple[Host, ...]:
         directory = self._directory(registry)
         if directory is None:
             return (self._default(registry, Table(), "default"),)
@@ -111,16 +161,23 @@ class Hosts:
         return None
 
     def _read(self, path: str) -> tuple[Table, ...]:
-        stamp = stamp_of(path)
-        if stamp is None:
+        if not os.path.lexists(path):
             return ()
+        stamp = stamp_of(path)
         with self._lock:
             kept = self._files.get(path)
-            if kept is not None and kept[0] == stamp:
-                return kept[1]
-        tables = read_hosts_file(path)
+        if kept is not None and stamp is not None and kept[0] == stamp:
+            return kept[1]
+        try:
+            tables = read_hosts_file(path)
+        except ConfigError as error:
+            if kept is None:
+                raise
+            # Under the new stamp, so that it is said once.
+            _log.warning(f"{error}; what the file said before stays in force")
+            tables = kept[1]
         with self._lock:
-            while len(self._files) >= FILES:
+            while len(self._files) >= FILES and path not in self._files:
                 del self._files[next(iter(self._files))]
             self._files[path] = (stamp, tables)
         return tables

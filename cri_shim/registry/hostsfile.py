@@ -60,23 +60,32 @@ def read_hosts_file(path: str) -> tuple[Table, ...]:
     Raises:
         ConfigError: The file cannot be read or is wrong; names file and line.
     """
-    data = read_file(path, FILE_BYTES)
-    try:
-        text = data.decode("utf-8")
-        document = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: line {data.count(bytes([10]), 0, error.start) + 1}: not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {_with_line(str(error), text)}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nests too deep") from None
+    text, document = parse_toml(path)
     if not text.strip():
         return ()
     try:
         return _tables(document, os.path.dirname(path))
     except _Wrong as error:
         sentence, mark = error.args
-        raise ConfigError(f"{path}: line {_line_of(text, mark)}: {sentence}") from None
+        raise ConfigError(f"{path}: line {line_of(text, mark)}: {sentence}") from None
+
+
+def parse_toml(path: str) -> tuple[str, dict[str, Any]]:
+    """Return the text of a TOML file and what it says.
+
+    Raises:
+        ConfigError: The file cannot be read or is wrong; names file and line.
+    """
+    data = read_file(path, FILE_BYTES)
+    try:
+        text = data.decode("utf-8")
+        return text, tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: line {data.count(bytes([10]), 0, error.start) + 1}: not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {_with_line(str(error), text)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nests too deep") from None
 
 
 def read_certificates(directory: str) -> Table:
@@ -106,7 +115,8 @@ def _with_line(message: str, text: str) -> str:
     return f"line {line}: {message[: found.start()] if found else message.removesuffix(' (at end of document)')}"
 
 
-def _line_of(text: str, mark: str) -> int:
+def line_of(text: str, mark: str) -> int:
+    """Return the number of the first line of *text* with *mark* in it, 1 where there is none."""
     at = text.find(mark)
     return text.count("\n", 0, at) + 1 if at >= 0 else 1
 

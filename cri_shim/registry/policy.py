@@ -78,11 +78,14 @@ ANYWHERE = AddressRule(anywhere=True)
 NAMED = AddressRule(loopback=True, private=True)  # a registry that an image's name leads to
 
 
-def rule_towards(registry: Url, peer: Ip, own: AddressRule, target: Url) -> AddressRule:
-    """Return where *target*, which *registry* (reached at *peer* under the rule *own*) named, may lie."""
+def rule_towards(registry: Url, peer: Ip | None, own: AddressRule, target: Url) -> AddressRule:
+    """Return where *target*, which *registry* (reached at *peer* under the rule *own*) named, may lie.
+
+    A registry whose address only a proxy knows counts as a public one.
+    """
     if (target.host, target.port) == (registry.host, registry.port):
         return own
-    kind = kind_of(peer)
+    kind = "public" if peer is None else kind_of(peer)
     return AddressRule(loopback=kind == "loopback", private=kind != "public")
 
 

@@ -36,7 +36,7 @@ class Reply:
 
     Attributes:
         url: Whose answer it is.
-        peer: The address it came from.
+        peer: The address it came from; None where only a proxy knows it.
         headers: Names in lower case, in the order they came.
     """
 
@@ -47,7 +47,6 @@ class Reply:
             FramingError: The headers contradict themselves about the body.
         """
         assert exchange.head is not None
-        assert exchange.peer is not None
         self.status = carrier.status
         self.url = url
         self.peer = exchange.peer

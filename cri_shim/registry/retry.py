@@ -69,42 +69,59 @@ class Pace:
         self._lock = threading.Lock()
         self._until: OrderedDict[str, float] = OrderedDict()
 
-    def patiently(self, host: str, cancel: Cancel, act: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    def patiently(
+        self,
+        host: str,
+        cancel: Cancel,
+        act: Callable[[], T],
+        attempts: int = ATTEMPTS,
+        most_seconds: float | None = None,
+    ) -> T:
         """Do *act* until it does not fail in a way that may pass, at most *attempts* times.
+
+        No pause is longer than *most_seconds*: a host that asks for more is given up, as another one can be asked.
 
         Raises:
             HostFailed: The last failure.
             Cancelled: While waiting.
         """
         for attempt in range(attempts):
-            self.await_turn(host, cancel)
+            self.await_turn(host, cancel, most_seconds)
             try:
                 return act()
             except HostFailed as failure:
                 if not failure.again or attempt + 1 == attempts:
                     raise
-                self.rest(host, failure, attempt, cancel)
+                self.rest(host, failure, attempt, cancel, most_seconds)
         raise AssertionError("no attempt was allowed")
 
-    def await_turn(self, host: str, cancel: Cancel) -> None:
-        """Wait until *host* may be asked."""
+    def await_turn(self, host: str, cancel: Cancel, most_seconds: float | None = None) -> None:
+        """Wait until *host* may be asked.
+
+        Raises:
+            HostFailed: That takes longer than *most_seconds*, or than the pull may.
+        """
         cancel.check()
         with self._lock:
             seconds = self._until.get(host, 0.0) - self._clock()
         if seconds > 0:
-            if _too_long(seconds, cancel):
-                raise HostFailed(f"{host} asked to be left alone for longer than the pull may take", "status")
+            if _too_long(seconds, cancel, most_seconds):
+                raise HostFailed(f"{host} asked to be left alone for longer than can be waited for it", "status")
             # Those who wait for one host do not all come back in the same instant.
             self._sleep(seconds + min(1.0, seconds / 10) * self._chance(), cancel)
 
-    def rest(self, host: str, failure: HostFailed, attempt: int, cancel: Cancel) -> None:
+    def rest(
+        self, host: str, failure: HostFailed, attempt: int, cancel: Cancel, most_seconds: float | None = None
+    ) -> None:
         """Pause after *failure*.
 
         Raises:
-            HostFailed: *failure*, when the deadline would pass first.
+            HostFailed: *failure*, when the deadline would pass first, or the pause is longer than *most_seconds*.
         """
         seconds = failure.after_seconds or pause_seconds(attempt, self._chance())
-        if _too_long(seconds, cancel):
+        if failure.busy and most_seconds is not None and seconds > most_seconds:
+            self._hold(host, seconds)
+        if _too_long(seconds, cancel, most_seconds):
             raise failure
         if failure.busy:
             self._hold(host, seconds)
@@ -119,6 +136,6 @@ class Pace:
                 self._until.popitem(last=False)
 
 
-def _too_long(seconds: float, cancel: Cancel) -> bool:
+def _too_long(seconds: float, cancel: Cancel, most_seconds: float | None) -> bool:
     remaining = cancel.remaining_seconds()
-    return remaining is not None and seconds >= remaining
+    return (remaining is not None and seconds >= remaining) or (most_seconds is not None and seconds > most_seconds)

@@ -109,18 +109,33 @@ class Session:
         *,
         attempts: int = ATTEMPTS,
         wanted: Wanted | None = None,
+        replaceable: bool = False,
     ) -> None:
-        """*wanted* is what another credential's session was just told by the same host."""
+        """*wanted* is what another credential's session was just told by the same host.
+
+        A *replaceable* host, one for which there is another, is not asked again after it fell silent.
+        """
         self.host = host
         self.repository = repository
         self.credential = credential
         self.cancel = cancel
         self.attempts = attempts
+        self.replaceable = replaceable
         self.wanted = wanted or means.memory.wanted(str(host.url), repository)
         self.pace = means.pace
         self._means = means
         self._token: Token | None = None
         self._secrets = secrets_of(credential)
+
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.host.name
+
+    @property
+    def most_seconds(self) -> float | None:
+        """How long to wait for the host at most; None where nobody else can be asked."""
+        return self.host.stall_seconds if self.replaceable else None
 
     @property
     def used(self) -> bool:
@@ -129,7 +144,7 @@ class Session:
 
     def patiently(self, act: Callable[[], T]) -> T:
         """Do *act*, again when it fails in a way that may pass."""
-        return self.pace.patiently(self.host.name, self.cancel, act, self.attempts)
+        return self.pace.patiently(self.host.name, self.cancel, act, self.attempts, self.most_seconds)
 
     def ask(self, method: str, path: str, headers: Headers = (), *, fine: Collection[int] = (200,)) -> Reply:
         """Ask for *path* of the repository ("manifests/latest") and return the answer, its status one of *fine*.
@@ -207,7 +222,7 @@ class Session:
             reply.discard()
             raise Unauthenticated(refused.sentence) from None
 
-    def _wanted_by(self, challenge: Challenge | None, bare: Request, peer: Ip) -> Wanted:
+    def _wanted_by(self, challenge: Challenge | None, bare: Request, peer: Ip | None) -> Wanted:
         if challenge is None:
             raise Refused(f"{self.host.name} answered 401 and asks for credentials in no way that is known here")
         if challenge.scheme == "basic":

@@ -59,7 +59,9 @@ class Realm:
     scope: str
 
     @classmethod
-    def of(cls, challenge: Challenge, asked: Request, peer: Ip, repository: str, *, same_site: bool = False) -> Realm:
+    def of(
+        cls, challenge: Challenge, asked: Request, peer: Ip | None, repository: str, *, same_site: bool = False
+    ) -> Realm:
         """Read the realm of a *challenge* that came as the answer to *asked*, from *peer*.
 
         *asked* is a bare request: its headers are those of hosts.toml, which go to the host's own origin only.

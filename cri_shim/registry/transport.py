@@ -1,8 +1,9 @@
 """The only door to urllib3: one request to one URL, as it was asked, and its answer as it came.
 
-No redirects, no retries, no decoding, no cookies, no netrc, no proxies from the environment. Connections and TLS
-contexts are kept and used again, one pool for each (origin, TLS, address rule): a connection made under a lax rule is
-never used under a strict one. What the network does is translated where it enters, into `HostFailed` with a sentence.
+No redirects, no retries, no decoding, no cookies, no netrc; proxies are those that were given. Connections and TLS
+contexts are kept and used again, one pool for each (origin, TLS, address rule, proxy): a connection made under a lax
+rule is never used under a strict one. What the network does is translated where it enters, into `HostFailed` with a
+sentence.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from cri_shim.registry.cancel import Cancel
 from cri_shim.registry.dial import Dialler
 from cri_shim.registry.framing import FramingError
 from cri_shim.registry.policy import NAMED, AddressRule, Ip
+from cri_shim.registry.proxies import NO_PROXIES, Proxies, Proxy
 from cri_shim.registry.reply import Headers, Reply
 from cri_shim.registry.tls import PLAIN_TRUST, Contexts, Tls
 from cri_shim.registry.trouble import WIRE_ERRORS, translated
+from cri_shim.registry.tunnel import connect_through, judge_behind, refused_by
 from cri_shim.registry.wire import Exchange, Head, Limits, monotonic
 from cri_shim.version import VERSION
 
@@ -51,12 +54,15 @@ class Request:
     tls: Tls = PLAIN_TRUST
     rule: AddressRule = NAMED
     connect_seconds: float | None = None
+    stall_seconds: float | None = None
 
 
 class _Desk(threading.local):
-    """Where a thread's connection finds the exchange it is working for."""
+    """Where a thread's connection finds the exchange it is working for, and the proxy it goes through."""
 
     exchange: Exchange | None = None
+    url: Url | None = None
+    proxy: Proxy | None = None
 
 
 class _Plain(HTTPConnection):
@@ -76,6 +82,10 @@ class _Plain(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         exchange = self._exchange
         exchange.fresh = True
+        if self._desk.proxy is not None and self._desk.url is not None:
+            made = connect_through(self._desk.proxy, self._desk.url, exchange, self._dialler)
+            self.peer = exchange.peer
+            return made
         made, self.peer = self._dialler.dial(
             self.host,
             self.port,
@@ -125,6 +135,7 @@ class Transport:
         *,
         dialler: Dialler | None = None,
         contexts: Contexts | None = None,
+        proxies: Proxies = NO_PROXIES,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         # Its lines hold whole URLs, with the signatures of object stores.
@@ -134,6 +145,7 @@ class Transport:
         self._limits = limits or Limits()
         self._dialler = dialler or Dialler(clock=clock)
         self._contexts = contexts or Contexts()
+        self._proxies = proxies
         self._clock = clock
         self._desk = _Desk()
         self._lock = threading.Lock()
@@ -156,6 +168,11 @@ class Transport:
             self._drop_pool(request)
             return self._once(request, cancel)
 
+    def proxy_towards(self, url: Url) -> str:
+        """Return the name of the proxy that *url* is asked through, or ""."""
+        proxy = self._proxies.towards(url)
+        return proxy.name if proxy is not None else ""
+
     def close(self) -> None:
         """Close the kept connections."""
         with self._lock:
@@ -164,23 +181,28 @@ class Transport:
             pool.close()
 
     def _once(self, request: Request, cancel: Cancel) -> Reply:
-        limits = self._limits
-        if request.connect_seconds is not None:
-            limits = replace(limits, connect_seconds=request.connect_seconds)
+        limits = _limits_for(request, self._limits)
         exchange = Exchange(cancel, request.rule, limits, self._clock)
+        proxy = self._proxies.towards(request.url)
+        if proxy is not None:
+            judge_behind(request.url, exchange)
         pool = self._pool(request)
-        self._desk.exchange = exchange
+        self._desk.exchange, self._desk.url, self._desk.proxy = exchange, request.url, proxy
         try:
             with translated(request.url.authority, exchange, exchange.finish):
                 with cancel.doing(exchange.shut_down):
-                    response = _send(pool, request, exchange)
-                return _reply(request, exchange, response)
+                    response = _send(pool, request, exchange, proxy)
+                reply = _reply(request, exchange, response)
         finally:
-            self._desk.exchange = None
+            self._desk.exchange = self._desk.url = self._desk.proxy = None
+        if proxy is not None and reply.status == 407 and request.url.scheme == "http":
+            reply.discard()
+            raise refused_by(proxy, request.url, 407)
+        return reply
 
     def _pool(self, request: Request) -> urllib3.HTTPConnectionPool:
         context = self._contexts.get(request.tls) if request.url.scheme == "https" else None
-        key = (request.url.origin, request.rule, context)
+        key = (request.url.origin, request.rule, context, self._proxies.towards(request.url))
         with self._lock:
             pool = self._pools.get(key)
             if pool is None:
@@ -206,18 +228,36 @@ class Transport:
         pool.close()
 
 
+def _limits_for(request: Request, limits: Limits) -> Limits:
+    """Return *limits* as the request narrows them; what the operator set for a host's connections stands."""
+    stall = request.stall_seconds
+    if stall is not None:
+        limits = replace(
+            limits,
+            connect_seconds=min(limits.connect_seconds, stall),
+            head_seconds=min(limits.head_seconds, stall),
+            idle_seconds=min(limits.idle_seconds, stall),
+        )
+    return limits if request.connect_seconds is None else replace(limits, connect_seconds=request.connect_seconds)
+
+
 class _StaleError(Exception):
     """A kept connection was closed by the peer before it answered."""
 
 
-def _send(pool: urllib3.HTTPConnectionPool, request: Request, exchange: Exchange) -> urllib3.BaseHTTPResponse:
-    limits = exchange.limits
+def _send(
+    pool: urllib3.HTTPConnectionPool, request: Request, exchange: Exchange, proxy: Proxy | None
+) -> urllib3.BaseHTTPResponse:
+    limits, url, headers = exchange.limits, request.url, _headers(request)
+    through = proxy is not None and url.scheme == "http"
+    if proxy is not None and through and proxy.authorization:
+        headers["Proxy-Authorization"] = proxy.authorization
     try:
         return pool.urlopen(
             request.method,
-            request.url.target,
+            f"http://{url.authority}{url.target}" if through else url.target,
             body=request.body or None,
-            headers=_headers(request),
+            headers=headers,
             retries=False,
             redirect=False,
             assert_same_host=False,

@@ -55,8 +55,8 @@ def _slow(host: str, exchange: Exchange) -> HostFailed:
     if not exchange.in_body:
         return HostFailed(f"{host} did not answer within {limits.head_seconds:g} s", "timeout")
     least = f"less than {limits.progress_bytes} bytes in {limits.progress_seconds:g} s"
-    why = f"no progress: nothing for {limits.idle_seconds:g} s, or {least}"
-    return HostFailed(f"the download from {host} made {why}", "stalled", again=True)
+    why = f"nothing for {limits.idle_seconds:g} s, or {least}"
+    return HostFailed(f"{host} makes no progress: {why}", "stalled", again=True)
 
 
 def _no_handshake(host: str, error: BaseException) -> HostFailed:

@@ -63,7 +63,7 @@ class Exchange:
         self.rule = rule
         self.limits = limits
         self.clock = clock
-        self.peer: Ip | None = None
+        self.peer: Ip | None = None  # None behind a proxy that resolved the name
         self.fresh = False  # the connection was made for this request
         self.shaken = False  # the TLS handshake, if there is one, is done
         self.in_body = False  # the head was read

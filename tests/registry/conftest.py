@@ -14,9 +14,10 @@ from cri_shim.auth.credential import ANONYMOUS, Credential, Secret
 from cri_shim.oci.descriptor import Descriptor
 from cri_shim.oci.reference import Reference, parse_reference
 from cri_shim.registry.cancel import Cancel
-from cri_shim.registry.client import Client
+from cri_shim.registry.client import Client, Terms
 from cri_shim.registry.dial import Dialler
 from cri_shim.registry.hosts import Hosts
+from cri_shim.registry.proxies import NO_PROXIES, Proxies
 from cri_shim.registry.retry import Pace
 from cri_shim.registry.transport import Transport
 from cri_shim.registry.wire import Limits
@@ -96,6 +97,8 @@ class Desk:
     names: Names = field(default_factory=Names)
     limits: Limits = field(default_factory=Limits)
     same_site: bool = False
+    foreign_layers: bool = False
+    proxies: Proxies = NO_PROXIES
     mirror_credentials: Callable[[str], Sequence[Credential]] | None = None
 
     def __post_init__(self) -> None:
@@ -109,14 +112,16 @@ class Desk:
 
     def _made(self) -> Client:
         if self._client is None:
-            self.transport = Transport(self.limits, dialler=Dialler(self.names.lookup, self.names.connect))
+            self.transport = Transport(
+                self.limits, dialler=Dialler(self.names.lookup, self.names.connect), proxies=self.proxies
+            )
             self._client = Client(
                 self.transport,
                 Hosts(str(self.certs)),
                 pace=Pace(clock=self.clock, wall=lambda: self.clock.wall, sleep=self.clock.sleep, chance=lambda: 0.0),
                 clock=self.clock,
                 credentials_for=self.mirror_credentials,
-                same_site=self.same_site,
+                terms=Terms(same_site=self.same_site, foreign_layers=self.foreign_layers),
             )
         return self._client
 

@@ -306,3 +306,52 @@ def test_files_that_are_none(write, tmp_path):
 def test_unknown_keys_are_passed_over(write, tmp_path):
     write("reg.io", 'server = "https://reg.io"\nfuture = 1\n[host."https://m.test"]\nfuture = "x"\n')
     assert len(Hosts(str(tmp_path)).of("reg.io")) == 2
+
+
+# A file that breaks, and registries that are never asked themselves
+
+
+def test_the_last_good_file_stays_in_force(write, tmp_path, caplog):
+    path = write("reg.io", '[host."https://m1"]\n')
+    hosts = Hosts(str(tmp_path))
+    before = hosts.of("reg.io")
+    write("reg.io", '[host."https://m1"]\n[host."https://m2"\n')
+    for _ in range(3):
+        assert hosts.of("reg.io") == before
+    assert [(one.levelname, one.message.startswith(f"{path}: line 2: ")) for one in caplog.records] == [
+        ("WARNING", True)
+    ]
+    write("reg.io", '[host."https://m1"]\n[host."https://m2"]\n')
+    assert len(hosts.of("reg.io")) == 3
+    os.unlink(path)
+    assert urls(hosts.of("reg.io")) == ["https://reg.io/v2"]
+
+
+def test_a_file_that_was_never_good_is_an_error_each_time(write, tmp_path):
+    write("reg.io", "server = 7\n")
+    hosts = Hosts(str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="line 1"):
+            hosts.of("reg.io")
+
+
+def test_check_tells_of_every_broken_file(write, tmp_path):
+    write("good.io", '[host."https://m"]\nca = "x.crt"\n')
+    one = write("bad.io", "\nserver = 7\n")
+    two = write("_default", "[[")
+    hosts = Hosts(f"{tmp_path}:{tmp_path}/none")
+    assert sorted(found.split(": line ")[0] for found in hosts.check()) == sorted([one, two])
+    assert Tls((str(tmp_path / "good.io" / "x.crt"),)) in hosts.tls()
+
+
+@pytest.mark.parametrize("names", [["docker.io"], ["*"]])
+def test_no_fallback_leaves_the_registry_itself_out(write, tmp_path, names):
+    write("docker.io", 'server = "https://registry-1.docker.io"\n[host."https://m1"]\n[host."https://m2"]\n')
+    hosts = Hosts(str(tmp_path), no_fallback=names)
+    assert urls(hosts.of("docker.io")) == ["https://m1/v2", "https://m2/v2"]
+    assert len(hosts.of("reg.io")) == (0 if names == ["*"] else 1)
+
+
+def test_no_fallback_keeps_another_server(write, tmp_path):
+    write("docker.io", 'server = "https://cache.corp"\n')
+    assert urls(Hosts(str(tmp_path), no_fallback=["docker.io"]).of("docker.io")) == ["https://cache.corp/v2"]

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -311,3 +312,34 @@ def test_busy_stays_busy_over_tls(desk, secure, authority):
     with pytest.raises(RegistryUnavailable):
         desk.manifest(trust(desk, secure, "reg.test", f'ca = "{authority.cert}"'))
     assert secure.count() == 5
+
+
+@pytest.mark.parametrize("version_1", [True, False])
+def test_private_cas_that_go_accepts(desk, tmp_path, sample, version_1):
+    """A CA of X.509 version 1, and one without key usage: Python 3.13's own context would refuse both."""
+    authority = Authority(tmp_path, version_1=version_1)
+    text = subprocess.run(
+        ["openssl", "x509", "-in", authority.cert, "-noout", "-text"], check=True, capture_output=True, text=True
+    ).stdout
+    assert ("Version: 1 " in text) is version_1
+    assert "Key Usage" not in text
+    pair = authority.issue("reg", "DNS:reg.test")
+    with FakeRegistry(("team/app:v1", sample), name="reg.test", tls=pair.server_context()) as registry:
+        desk.names.add("reg.test", "93.184.216.34", registry.port)
+        desk.hosts_toml(registry.host, f'ca = "{authority.cert}"\n')
+        assert desk.manifest(f"{registry.host}/team/app:v1").data == sample.manifest
+
+
+def test_strict_verification_is_off_whatever_python_says(monkeypatch):
+    """As Python 3.13 does it: a context that begins with the strict flag."""
+
+    class Strict(ssl.SSLContext):
+        def __new__(cls, *arguments):
+            made = super().__new__(cls, *arguments)
+            made.verify_flags |= ssl.VERIFY_X509_STRICT
+            return made
+
+    monkeypatch.setattr("cri_shim.registry.tls.ssl", SimpleNamespace(**{**vars(ssl), "SSLContext": Strict}))
+    flags = Contexts().get(Tls()).verify_flags
+    assert not flags & ssl.VERIFY_X509_STRICT
+    assert flags & ssl.VERIFY_X509_PARTIAL_CHAIN
