@@ -52,15 +52,26 @@ class Delivery:
     blob: Digest
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A registry let this credential, a keyed hash, read what *name* stood for; *at_s* is wall-clock time."""
+
+    name: str
+    credential: str
+    digest: Digest
+    at_s: int
+
+
 @dataclass(slots=True)
 class Catalog:
-    """Images, names, layers, proofs and deliveries."""
+    """Images, names, layers, proofs, deliveries and openings."""
 
     images: dict[Digest, Image] = field(default_factory=dict)
     names: dict[str, Digest] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
     proofs: set[Proof] = field(default_factory=set)
     deliveries: set[Delivery] = field(default_factory=set)
+    openings: dict[tuple[str, str], Opening] = field(default_factory=dict)
     _usage: Usage | None = None
 
     def by_id(self, text: str) -> Image | None:
@@ -114,8 +125,10 @@ class Catalog:
     def drop(self, image: Digest) -> None:
         """Forget *image* and all its names."""
         dropped = self.images.pop(image, None)
-        for name in dropped.names if dropped else ():
+        names = frozenset(dropped.names if dropped else ())
+        for name in names:
             del self.names[name]
+        self.openings = {key: one for key, one in self.openings.items() if one.name not in names}
         self._usage = None
 
     def referenced(self) -> set[str]:
@@ -156,6 +169,16 @@ class Catalog:
         documents = self.documents()
         kept = {proof.blob for proof in self.proofs}
         self.deliveries = {d for d in self.deliveries if d.blob in kept or d.blob in documents}
+
+    def put_opening(self, opening: Opening, outdated: Iterable[Opening] = ()) -> None:
+        """Record an opening in the place of the credential's last one, and forget those that are *outdated*."""
+        self.drop_openings(outdated)
+        self.openings[opening.name, opening.credential] = opening
+
+    def drop_openings(self, openings: Iterable[Opening]) -> None:
+        """Forget *openings*."""
+        for one in openings:
+            self.openings.pop((one.name, one.credential), None)
 
     def _take(self, name: str) -> None:
         holder = self.names.pop(name, None)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import NoSpace, StoreDamaged
-from cri_shim.store.catalog import Catalog, Delivery, Layer, Proof
+from cri_shim.store.catalog import Catalog, Delivery, Layer, Opening, Proof
 from cri_shim.store.image import Image, Usage, image_from, record_of
 from rootfs.digest import Digest
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-_VERSION = 1
-_SCHEMA = """
+# What leads from one version to the next; the first makes an empty index.
+_MIGRATIONS = (
+    """
 CREATE TABLE images (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE names (name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images (id)) WITHOUT ROWID;
 CREATE INDEX names_of_image ON names (image);
@@ -33,7 +34,13 @@ CREATE INDEX images_of_layer ON image_layers (layer);
 CREATE TABLE proofs (blob TEXT NOT NULL, diff_id TEXT NOT NULL, PRIMARY KEY (blob, diff_id)) WITHOUT ROWID;
 CREATE TABLE deliveries (registry TEXT NOT NULL, repository TEXT NOT NULL, blob TEXT NOT NULL,
     PRIMARY KEY (registry, repository, blob)) WITHOUT ROWID;
-"""
+""",
+    """
+CREATE TABLE openings (name TEXT NOT NULL, credential TEXT NOT NULL, digest TEXT NOT NULL, at_s INTEGER NOT NULL,
+    PRIMARY KEY (name, credential)) WITHOUT ROWID;
+""",
+)
+_VERSION = len(_MIGRATIONS)
 _FULL = ("database or disk is full", "disk I/O error")
 
 
@@ -80,6 +87,10 @@ class Index:
                     Delivery(registry, repository, Digest.parse(blob))
                     for registry, repository, blob in self._rows("SELECT * FROM deliveries")
                 },
+                openings={
+                    (name, credential): Opening(name, credential, Digest.parse(digest), at_s)
+                    for name, credential, digest, at_s in self._rows("SELECT * FROM openings")
+                },
             )
 
     def put_image(self, image: Image, names: Iterable[str], deliveries: Iterable[Delivery] = ()) -> None:
@@ -111,6 +122,7 @@ class Index:
         """Forget *image* and every name of it."""
         with self._transaction() as db:
             for statement in (
+                "DELETE FROM openings WHERE name IN (SELECT name FROM names WHERE image = ?)",
                 "DELETE FROM names WHERE image = ?",
                 "DELETE FROM image_layers WHERE image = ?",
                 "DELETE FROM images WHERE id = ?",
@@ -142,6 +154,20 @@ class Index:
         with self._transaction() as db:
             self._deliver(db, deliveries)
 
+    def put_opening(self, opening: Opening, outdated: Iterable[Opening] = ()) -> None:
+        """Record that a credential opened a name, and forget those that are *outdated*."""
+        with self._transaction() as db:
+            self._forget(db, outdated)
+            db.execute(
+                "INSERT OR REPLACE INTO openings VALUES (?, ?, ?, ?)",
+                (opening.name, opening.credential, str(opening.digest), opening.at_s),
+            )
+
+    def drop_openings(self, openings: Iterable[Opening]) -> None:
+        """Forget that credentials opened names."""
+        with self._transaction() as db:
+            self._forget(db, openings)
+
     def drop_layers(self, names: Iterable[str], deliveries: Iterable[Delivery]) -> None:
         """Forget layers, what was proved about a diff ID that is no longer here, and all but *deliveries*."""
         with self._transaction() as db:
@@ -157,13 +183,19 @@ class Index:
             [(d.registry, d.repository, str(d.blob)) for d in deliveries],
         )
 
+    @staticmethod
+    def _forget(db: sqlite3.Connection, openings: Iterable[Opening]) -> None:
+        db.executemany(
+            "DELETE FROM openings WHERE name = ? AND credential = ?", [(one.name, one.credential) for one in openings]
+        )
+
     def _migrate(self) -> None:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > _VERSION:
             raise StoreDamaged(f"{self._path} has schema {version}, written by a newer cri-shim; install that version")
-        if version == 0:
+        if version < _VERSION:
             with self._transaction() as db:
-                for statement in _SCHEMA.split(";"):
+                for statement in ";".join(_MIGRATIONS[version:]).split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {_VERSION}")
 

@@ -32,6 +32,11 @@ class Layout:
         return self.root / "index.db"
 
     @property
+    def key(self) -> Path:
+        """The key of the hashes that stand for credentials in the index; made when it is first needed."""
+        return self.root / "credentials.key"
+
+    @property
     def ingest(self) -> Path:
         """Where blobs arrive."""
         return self.root / "ingest"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from concurrent.futures import Executor
 
-    from cri_shim.store.catalog import Catalog, Delivery, Layer, Proof
+    from cri_shim.store.catalog import Catalog, Delivery, Layer, Opening, Proof
     from cri_shim.store.layout import Layout
     from rootfs.client import Helper, Job
     from rootfs.digest import Digest
@@ -144,6 +144,17 @@ class Store:
         fresh = tuple(d for d in deliveries if d not in self.catalog.deliveries)
         if fresh:
             await self._change(lambda: self._index.put_deliveries(fresh), lambda: self.catalog.deliveries.update(fresh))
+
+    async def put_opening(self, opening: Opening, outdated: tuple[Opening, ...]) -> None:
+        """Record that a credential opened a name, and forget those that are *outdated*."""
+        await self._change(
+            lambda: self._index.put_opening(opening, outdated),
+            lambda: self.catalog.put_opening(opening, outdated),
+        )
+
+    async def drop_openings(self, openings: tuple[Opening, ...]) -> None:
+        """Forget that credentials opened names."""
+        await self._change(lambda: self._index.drop_openings(openings), lambda: self.catalog.drop_openings(openings))
 
     async def put_image(
         self, image: Image, names: tuple[str, ...], deliveries: tuple[Delivery, ...], lease: Lease

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cri_shim.errors import StoreDamaged
-from cri_shim.store.catalog import Catalog, Delivery, Layer, Proof
+from cri_shim.store.catalog import Catalog, Delivery, Layer, Opening, Proof
 from cri_shim.store.image import Document, Image, ImageLayer, Usage, image_from, record_of
 from cri_shim.store.index import Index
 from rootfs.digest import Digest
@@ -131,6 +131,74 @@ def test_a_newer_schema_is_refused(index: Index, tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreDamaged, match="newer"):
         Index.open(tmp_path / "index.db")
+
+
+def test_an_opening_takes_the_place_of_the_last_one_and_goes_with_its_name(index: Index) -> None:
+    catalog = Catalog()
+    both(index, catalog, image("one"), ("r/a:1",))
+    both(index, catalog, image("two"), ("r/b:1",))
+    openings = [Opening(name, "print", digest(seed), at_s) for name, seed, at_s in (
+        ("r/a:1", "old", 10), ("r/a:1", "onet", 20), ("r/b:1", "twot", 5), ("r/b:1", "twot", 30)
+    )]  # fmt: skip
+    for one in openings:
+        for where in (index, catalog):
+            where.put_opening(one)
+    assert index.load() == catalog
+    assert set(catalog.openings.values()) == {openings[1], openings[3]}
+    last = Opening("r/a:1", "other", digest("onet"), 40)
+    for where in (index, catalog):
+        where.put_opening(last, (openings[1],))
+    assert index.load() == catalog
+    assert set(catalog.openings.values()) == {openings[3], last}
+    index.drop_image(digest("one"))
+    catalog.drop(digest("one"))
+    assert index.load() == catalog
+    assert set(catalog.openings.values()) == {openings[3]}
+    for where in (index, catalog):
+        where.drop_openings([openings[3]])
+    assert index.load() == catalog
+    assert not catalog.openings
+
+
+# What version 1 was, as it was released: a migration is tested from what lies on disks, not from what the code says.
+VERSION_1 = """
+CREATE TABLE images (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE names (name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images (id)) WITHOUT ROWID;
+CREATE INDEX names_of_image ON names (image);
+CREATE TABLE layers (name TEXT PRIMARY KEY, diff_id TEXT NOT NULL, form TEXT NOT NULL, used_bytes INTEGER NOT NULL,
+    inodes INTEGER NOT NULL, ghosts INTEGER NOT NULL, implied INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE image_layers (image TEXT NOT NULL REFERENCES images (id), position INTEGER NOT NULL,
+    layer TEXT NOT NULL REFERENCES layers (name), PRIMARY KEY (image, position)) WITHOUT ROWID;
+CREATE INDEX images_of_layer ON image_layers (layer);
+CREATE TABLE proofs (blob TEXT NOT NULL, diff_id TEXT NOT NULL, PRIMARY KEY (blob, diff_id)) WITHOUT ROWID;
+CREATE TABLE deliveries (registry TEXT NOT NULL, repository TEXT NOT NULL, blob TEXT NOT NULL,
+    PRIMARY KEY (registry, repository, blob)) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+
+
+def test_an_index_of_version_1_opens_with_all_that_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "index.db"
+    base = layer("base")
+    with sqlite3.connect(path) as db:
+        db.executescript(VERSION_1)
+        db.execute("INSERT INTO images VALUES (?, ?)", (str(digest("one")), record_of(image("one", base))))
+        db.execute("INSERT INTO names VALUES ('r/a:1', ?)", (str(digest("one")),))
+        db.execute("INSERT INTO layers VALUES (?, ?, 'plain', 100, 3, 0, 0)", (base.name, str(base.diff_id)))
+        db.execute("INSERT INTO image_layers VALUES (?, 0, ?)", (str(digest("one")), base.name))
+        db.execute("INSERT INTO deliveries VALUES ('r', 'a', ?)", (str(digest("b")),))
+    db.close()
+    catalog = Catalog()
+    catalog.put_layer(base, None, Delivery("r", "a", digest("b")))
+    catalog.put(image("one", base), ("r/a:1",))
+    opened = Index.open(path)
+    assert opened.load() == catalog
+    opening = Opening("r/a:1", "print", digest("onet"), 10)
+    opened.put_opening(opening)
+    opened.close()
+    again = Index.open(path)
+    assert set(again.load().openings.values()) == {opening}
+    again.close()
 
 
 def test_a_record_that_was_damaged_is_said_to_be() -> None:
