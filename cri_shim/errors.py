@@ -76,6 +76,10 @@ class ConfigError(ShimError):
     """The configuration, the environment or the state of the node does not allow to start."""
 
 
+class DeadlineExceeded(ShimError):
+    """The caller's deadline has passed, or leaves no time to do what it asks for."""
+
+
 class Draining(ShimError):
     """The daemon is stopping and takes no new work."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.cli.settings import add_settings, examine_settings, load_settings
 from cri_shim.config.render import render_default, render_effective
+from cri_shim.server.reach import problems_of
 
 if TYPE_CHECKING:
     import argparse
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _check(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     found = examine_settings(options, environ)
-    for line in (*found.problems, *found.notes):
+    problems = (*found.problems, *problems_of(found.config, environ))
+    for line in (*problems, *found.notes):
         print(line, file=sys.stderr)
-    return 1 if found.problems else 0
+    return 1 if problems else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cri_shim.cli.settings import add_settings, load_settings
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         for note in loaded.notes:
             log.warning(note)
         try:
-            serve.run(config, Notifier.from_environment(environ), running_images)
+            serve.run(config, Notifier.from_environment(environ), partial(running_images, environ=environ))
         except (ShimError, RootfsError, OSError) as error:
             log.error(f"cri-shim cannot serve: {error}")
             return 1

@@ -33,21 +33,21 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def ask(path: Path, page: str) -> Any:
-    """Return what the daemon behind the admin socket *path* answers for *page*.
+def ask(path: Path, page: str, patience_seconds: float = _PATIENCE_SECONDS) -> Any:
+    """Return what the daemon behind the admin socket *path* answers for *page* within *patience_seconds*.
 
     Raises:
         ShimError: nobody answers there, or not with a page.
     """
     try:
-        head, _, body = _exchange(path, page).partition(b"\r\n\r\n")
+        head, _, body = _exchange(path, page, patience_seconds).partition(b"\r\n\r\n")
     except OSError as error:
         raise ShimError(
             f"no daemon answers on {path}: {error.strerror or error}; is it running, is it yours?"
         ) from error
     status = head.partition(b"\r\n")[0].decode("ascii", "replace")
     if not status.startswith("HTTP/1.1 200 "):
-        raise ShimError(f"the daemon on {path} answers {status or 'nothing'}")
+        raise ShimError(_reason(body) or f"the daemon on {path} answers {status or 'nothing'}")
     return json.loads(body)
 
 
@@ -60,9 +60,16 @@ def render(answer: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _exchange(path: Path, page: str) -> bytes:
+def _reason(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, TypeError, KeyError):
+        return ""
+
+
+def _exchange(path: Path, page: str, patience_seconds: float) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as peer:
-        peer.settimeout(_PATIENCE_SECONDS)
+        peer.settimeout(patience_seconds)
         peer.connect(os.fspath(path))
         peer.sendall(f"GET {page} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         parts = bytearray()

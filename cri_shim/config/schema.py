@@ -16,7 +16,9 @@ from msgspec import Meta
 
 Count = Annotated[int, Meta(ge=1, le=1 << 62, description="a whole number from 1 on")]
 AtMost1000 = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Patience = Annotated[int, Meta(ge=1, le=86_400, description="a whole number of seconds from 1 to 86400")]
 Seconds = Annotated[int, Meta(ge=0, le=86_400, description="a whole number of seconds, 86400 at most")]
+Staleness = Annotated[int, Meta(ge=0, le=2_592_000, description="a whole number of seconds, 2592000 (30 days) at most")]
 AbsolutePath = Annotated[str, Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_length=4096, description="an absolute path")]
 OptionalPath = Annotated[
     str, Meta(pattern=r"\A(/[^\x00-\x1f\x7f]*)?\Z", max_length=4096, description="an absolute path, or empty")
@@ -50,6 +52,8 @@ Runtime = Literal["none", "containerd", "cri-o"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json", "klog"]
 Sync = Literal["syncfs", "fsync", "off"]
+StopOrIgnore = Literal["stop", "ignore"]
+ForeignLayers = Literal["refuse", "fetch"]
 
 
 def _key(default: Any, meaning: str) -> Any:
@@ -132,6 +136,11 @@ class Config:
     )
     keyring_merge: bool = _key(False, "Take credentials from every file that is found, not from the first one only.")
     anonymous: bool = _key(True, "Try without credentials when those at hand were refused.")
+    stale_if_unreachable_seconds: Staleness = _key(
+        0,
+        "While a registry cannot be reached, an image that is here serves whoever shows the credential that opened it\n"
+        "there within so many seconds before; 0: nobody.",
+    )
     request_credentials: bool = _key(True, "Use the credentials that come with a pull.")
     keyring: bool = _key(True, "Use the kubelet's credential files: config.json and .dockercfg in its search paths.")
     credential_helpers: bool = _key(
@@ -159,9 +168,47 @@ class Config:
     )
     auth_json_file: OptionalPath = _key("", "One auth.json instead of all others, as REGISTRY_AUTH_FILE names it.")
     certs_dirs: tuple[AbsolutePath, ...] = _key(
-        ("/etc/containerd/certs.d",),
-        "Directories of registry hosts, one folder per registry with a hosts.toml, as containerd has them.\n"
+        ("/etc/containerd/certs.d", "/etc/docker/certs.d", "/etc/containers/certs.d"),
+        "Directories of registry hosts, one folder per registry with a hosts.toml, as containerd has them, or with\n"
+        "the certificate files of docker and containers (*.crt, and *.cert with *.key).\n"
         "The first directory that knows a registry decides.",
+    )
+    insecure: tuple[Word, ...] = _key(
+        (),
+        "Registries, as image names spell them (host or host:port), whose certificate is not verified, and which may\n"
+        "speak http on a port of their own. Where a hosts.toml is, its own keys count.",
+    )
+    no_fallback: tuple[Word, ...] = _key(
+        (),
+        "Registries (docker.io) of which only the mirrors in hosts.toml are asked, never the registry itself.\n"
+        "A star stands for all of them.",
+    )
+    mirror_stall_seconds: Patience = _key(
+        20, "How long a host may say nothing when another one can be asked. The last one may for 60 seconds."
+    )
+    progress_seconds: Patience = _key(
+        300, "A layer, or a document, of which no byte came for so long has failed, whichever hosts were asked."
+    )
+    host_proxies: tuple[Word, ...] = _key(
+        (),
+        "Proxies by host, each HOST=URL or HOST=direct; HOST as in NO_PROXY (name, .domain, address, network, :port).\n"
+        "They go before HTTP_PROXY, HTTPS_PROXY and NO_PROXY, which are read from the environment at start, and from\n"
+        "which the user and password of a proxy are taken: here they have no place.",
+    )
+    realm_same_site: bool = _key(False, "Ask for tokens only at the site of the registry that wants them.")
+    foreign_layers: ForeignLayers = _key(
+        "refuse",
+        "Layers that only their maker distributes: refuse, or fetch (from the https URLs in the manifest, at public\n"
+        "addresses, without credentials).",
+    )
+    containers_dir: AbsolutePath = _key("/etc/containers", "Where policy.json and registries.conf of containers lie.")
+    policy_json: StopOrIgnore = _key(
+        "stop",
+        "What to do when containers' policy.json on this node restricts anything, which is not followed here: stop\n"
+        "(do not start), or ignore.",
+    )
+    registries_conf: StopOrIgnore = _key(
+        "stop", "The same for registries.conf and its drop-ins, when they block a registry or read it from elsewhere."
     )
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import LimitExceeded, NotFound, ShimError
+from cri_shim.errors import Denied, LimitExceeded, NotFound, RegistryUnavailable, ShimError, Unauthenticated
 from cri_shim.images.flight import Flights, all_of
 from cri_shim.images.network import Source
+from cri_shim.images.openings import Openings
 from cri_shim.images.progress import LayerProgress, PullProgress
 from cri_shim.oci.manifest import Index, pair_layers, parse_config, parse_manifest
 from cri_shim.oci.platforms import INDEX_DEPTH, runs_on, select
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 Authorise = Callable[["Reference", "Credential | None"], "tuple[Credential, ...]"]
 _CONFIG_LIMIT_BYTES = 4 << 20
 _NAMELESS_TRIED = 8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class Settings:
     """What does not change while the daemon runs.
 
     *authorise* puts the credentials in order; it reads files and may run programs for a minute, so it has threads of
-    its own. *worked* is told which credential opened a repository.
+    its own. *worked* is told which credential opened a repository. *stale_seconds* is how long a credential that opened
+    a name counts while the registry cannot be reached (see `openings`).
     """
 
     platform: Platform
@@ -62,6 +66,7 @@ class Settings:
     fingerprint_key: bytes
     downloads_per_image: int
     most_layers: int
+    stale_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class Puller:
         self._layers = layers
         self._forms = forms
         self._settings = settings
+        self._openings = Openings(store, settings.stale_seconds)
         self._flights: Flights[tuple[str, ...], Image] = Flights()
         self.running: dict[int, PullProgress] = {}
         self.recent: list[PullProgress] = []
@@ -121,7 +127,7 @@ class Puller:
         self.running[id(progress)] = progress
         try:
             with _within(f"pull {reference}"):
-                image = await self._pull(reference, credentials, progress)
+                image = await self._allowed(reference, credentials, progress)
         except BaseException as error:
             progress.end(error=str(error) or type(error).__name__)
             raise
@@ -132,8 +138,21 @@ class Puller:
             del self.running[id(progress)]
             self.recent = [*self.recent[-199:], progress]
 
+    async def _allowed(
+        self, reference: Reference, credentials: tuple[Credential, ...], progress: PullProgress
+    ) -> Image:
+        try:
+            return await self._pull(reference, credentials, progress)
+        except (Unauthenticated, Denied, NotFound):
+            await self._openings.withdraw(reference, credentials)
+            raise
+
     async def _pull(self, reference: Reference, credentials: tuple[Credential, ...], progress: PullProgress) -> Image:
-        if (present := await self._present(reference, credentials)) is not None:
+        try:
+            present = await self._present(reference, credentials)
+        except RegistryUnavailable as error:
+            present = await self._standing_in(reference, credentials, error)
+        if present is not None:
             return present
         async with self._store.lease() as lease:
             found = await self._find(reference, credentials, lease)
@@ -141,7 +160,20 @@ class Puller:
             await self._bring(found, lease, progress)
             progress.phase = "committing"
             names = await self._forms.names_for(tuple(layer.diff_id for layer in found.layers), lease)
-            return await self._record(reference, found, names, lease)
+            image = await self._record(reference, found, names, lease)
+        await self._openings.note(reference, found.source.credentials[0], found.target)
+        return image
+
+    async def _standing_in(
+        self, reference: Reference, credentials: tuple[Credential, ...], error: RegistryUnavailable
+    ) -> Image:
+        """Return the image that is here for a registry that cannot be reached, or raise *error*."""
+        image = self._store.catalog.by_name(str(reference))
+        age = None if image is None else await self._openings.age_seconds(reference, credentials, image)
+        if image is None or age is None:
+            raise error
+        _log.warning("%s is answered from what is here, opened by this credential %d s ago: %s", reference, age, error)
+        return image
 
     async def _present(self, reference: Reference, credentials: tuple[Credential, ...]) -> Image | None:
         """One HEAD decides whether the image that has this name is still what the name stands for."""
@@ -152,7 +184,10 @@ class Puller:
             resolved = await self._network.resolve(reference, credentials)
             self._settings.worked(reference, resolved.credential)
         still = self._store.catalog.by_name(str(reference))
-        return still if still is not None and resolved.digest in (still.target, still.manifest) else None
+        if still is None or resolved.digest not in (still.target, still.manifest):
+            return None
+        await self._openings.note(reference, resolved.credential, resolved.digest)
+        return still
 
     async def _find(self, reference: Reference, credentials: tuple[Credential, ...], lease: Lease) -> _Found:
         with _within("manifest"):

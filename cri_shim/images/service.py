@@ -10,6 +10,7 @@ from cri_shim.store.image import Usage
 
 if TYPE_CHECKING:
     from cri_shim.auth.credential import Credential
+    from cri_shim.images.explain import Explainer
     from cri_shim.images.layers import Layers
     from cri_shim.images.progress import PullProgress
     from cri_shim.images.pull import Puller
@@ -27,8 +28,9 @@ _LEAST_DIGITS_TO_REMOVE = 12
 class Images:
     """Pull, list, find, remove. Every method is called on the event loop; only those that await wait for anything."""
 
-    def __init__(self, store: Store, puller: Puller, layers: Layers) -> None:
+    def __init__(self, store: Store, puller: Puller, layers: Layers, explainer: Explainer) -> None:
         self._store = store
+        self._explainer = explainer
         self._puller = puller
         self._layers = layers
         self._sorted: tuple[Image, ...] = ()
@@ -85,6 +87,16 @@ class Images:
             StoreDamaged: it is not on the disk any more.
         """
         return await self._store.disk(lambda: self._store.blobs.get(image.id))
+
+    async def explain(self, name: str) -> dict[str, object]:
+        """Return what a pull of *name* would do, and why; nothing is pulled.
+
+        Raises:
+            InvalidRequest, InvalidReference: no image is named.
+        """
+        if not name.strip():
+            raise InvalidRequest("no image is named")
+        return await self._explainer.explain(name)
 
     def pulls(self) -> tuple[PullProgress, ...]:
         """Return the pulls that are running."""
