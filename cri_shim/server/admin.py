@@ -1,6 +1,7 @@
-"""The admin socket: `GET /status` over HTTP/1.1 on a socket of root alone, so that curl can ask too.
+"""The admin socket: pages over HTTP/1.1 on a socket of root alone, so that curl can ask too (`GET /status`).
 
-Small on purpose: one request per connection, no body, a head of 8 KiB and five seconds at most, sixteen at once.
+Small on purpose: one request per connection, no body, a head of 8 KiB and five seconds at most, sixteen at once. A
+question, which somebody else has to be asked for, may take longer.
 """
 
 from __future__ import annotations
@@ -10,29 +11,37 @@ import json
 import logging
 import os
 import socket
+import urllib.parse
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from cri_shim.errors import ShimError
 from cri_shim.server.endpoint import make_free, narrow_umask
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     Page = Callable[[], object]
+    Question = Callable[[Mapping[str, str]], Awaitable[object]]
 
 log = logging.getLogger(__name__)
 
 _LONGEST_HEAD_BYTES = 8192
 _PATIENCE_SECONDS = 5.0
+_QUESTION_SECONDS = 300.0
 _AT_ONCE = 16
 
 
 class Admin:
-    """Answers with the pages of *pages*, a path each; a page is whatever JSON can tell."""
+    """Answers with the pages of *pages*, a path each; a page is whatever JSON can tell.
 
-    def __init__(self, pages: Mapping[str, Page]) -> None:
+    *questions* are pages that take the fields of the query, and time.
+    """
+
+    def __init__(self, pages: Mapping[str, Page], questions: Mapping[str, Question] | None = None) -> None:
         self._pages = pages
+        self._questions = questions or {}
         self._open = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,7 +52,10 @@ class Admin:
         self._open += 1
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                status, body = await self._respond(reader)
+                head = await _read_head(reader)
+            async with asyncio.timeout(_QUESTION_SECONDS):
+                status, body = await self._respond(head)
+            async with asyncio.timeout(_PATIENCE_SECONDS):
                 writer.write(_response(status, body))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
@@ -54,29 +66,45 @@ class Admin:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    async def _respond(self, reader: asyncio.StreamReader) -> tuple[str, object]:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-        except asyncio.LimitOverrunError:
+    async def _respond(self, head: bytes | None) -> tuple[str, object]:
+        if head is None:
             return "431 Request Header Fields Too Large", {"error": f"more than {_LONGEST_HEAD_BYTES} bytes"}
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
-        path = rest.partition(b" ")[0].decode("ascii", "replace")
+        path, _, query = rest.partition(b" ")[0].decode("ascii", "replace").partition("?")
         if method != b"GET":
             return "405 Method Not Allowed", {"error": "only GET"}
+        if path in self._questions:
+            return await self._told(self._questions[path](dict(urllib.parse.parse_qsl(query))))
         if path not in self._pages:
-            return "404 Not Found", {"error": "no such page", "pages": sorted(self._pages)}
-        return self._page(self._pages[path])
+            return "404 Not Found", {"error": "no such page", "pages": sorted((*self._pages, *self._questions))}
+        return await self._told(_at_once(self._pages[path]))
 
-    def _page(self, page: Page) -> tuple[str, object]:
+    async def _told(self, page: Awaitable[object]) -> tuple[str, object]:
         try:
-            return "200 OK", page()
+            return "200 OK", await page
+        except ShimError as error:
+            return "400 Bad Request", {"error": str(error)}
         except Exception as error:  # the admin socket must not end with what it is meant to look at
             log.error("an admin page failed", exc_info=error)
             return "500 Internal Server Error", {"error": "the log has the details"}
 
 
+async def _read_head(reader: asyncio.StreamReader) -> bytes | None:
+    """Return the head of the request, None when it is too long."""
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError:
+        return None
+
+
+async def _at_once(page: Page) -> object:
+    return page()
+
+
 @asynccontextmanager
-async def admin_socket(path: Path, pages: Mapping[str, Page]) -> AsyncIterator[None]:
+async def admin_socket(
+    path: Path, pages: Mapping[str, Page], questions: Mapping[str, Question] | None = None
+) -> AsyncIterator[None]:
     """Answer on *path*, mode 0600, while the block runs.
 
     Raises:
@@ -86,7 +114,9 @@ async def admin_socket(path: Path, pages: Mapping[str, Page]) -> AsyncIterator[N
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listening:
         with narrow_umask():
             listening.bind(os.fspath(path))
-        server = await asyncio.start_unix_server(Admin(pages).answer, sock=listening, limit=_LONGEST_HEAD_BYTES)
+        server = await asyncio.start_unix_server(
+            Admin(pages, questions).answer, sock=listening, limit=_LONGEST_HEAD_BYTES
+        )
         try:
             yield
         finally:

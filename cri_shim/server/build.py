@@ -18,14 +18,14 @@ from cri_shim.errors import ConfigError
 from cri_shim.executor import DaemonExecutor
 from cri_shim.host import this_platform
 from cri_shim.images import network
+from cri_shim.images.explain import Explainer, View
 from cri_shim.images.forms import Forms
 from cri_shim.images.layers import Layers, Unpacking
 from cri_shim.images.network import Network
 from cri_shim.images.pull import Puller, Settings
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
-from cri_shim.registry.hosts import Hosts
-from cri_shim.registry.transport import Transport
+from cri_shim.server.reach import hosts_of, must_be_right, terms_of, transport_of
 from cri_shim.store import store
 from cri_shim.store.layout import Layout
 from cri_shim.store.store import Store
@@ -33,38 +33,51 @@ from rootfs.client import Helper, Options
 from rootfs.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from cri_shim.config.schema import Config
+    from cri_shim.registry.transport import Transport
 
 _QUESTIONS_AT_ONCE = 16
 _DISK_THREADS = 4
+_EXPLAINED_AT_ONCE = 2
+NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
 @asynccontextmanager
-async def running_images(config: Config) -> AsyncIterator[Images]:
+async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRONMENT) -> AsyncIterator[Images]:
     """Open the root of *config*, start the helper, and yield the image service on top of them.
+
+    Of *environ* the proxies are read.
 
     Raises:
         ConfigError, StoreDamaged, HelperFailed: why the node cannot be served.
     """
+    must_be_right(config)
+    transport = transport_of(config, environ)
     layout = Layout(Path(config.root))
     layout.prepare()
     helper = Helper.start(layout.root, options=_options(config))
     try:
         opened = await Store.open(layout, helper, _store_threads())
         try:
-            yield _images(config, opened)
+            yield _images(config, opened, transport)
         finally:
             await opened.close()
+            transport.close()
     finally:
         helper.close()
 
 
-def _images(config: Config, opened: Store) -> Images:
+def _images(config: Config, opened: Store, transport: Transport) -> Images:
     sources = _sources(config)
-    hosts = Hosts(":".join(config.certs_dirs))
-    client = Client(Transport(), hosts, credentials_for=sources.for_mirror, headers_for=sources.http_headers)
+    client = Client(
+        transport,
+        hosts_of(config),
+        credentials_for=sources.for_mirror,
+        headers_for=sources.http_headers,
+        terms=terms_of(config),
+    )
     threads = network.Threads(
         questions=DaemonExecutor("registry", _QUESTIONS_AT_ONCE),
         downloads=DaemonExecutor("download", config.max_downloads),
@@ -80,7 +93,11 @@ def _images(config: Config, opened: Store) -> Images:
         downloads_per_image=config.max_downloads_per_image,
         most_layers=config.limits.layers,
     )
-    return Images(opened, Puller(opened, reached, layers, Forms(opened, config.sync), settings), layers)
+    view = View(
+        settings.platform, sources.credentials, settings.most_layers, DaemonExecutor("explain", _EXPLAINED_AT_ONCE)
+    )
+    puller = Puller(opened, reached, layers, Forms(opened, config.sync), settings)
+    return Images(opened, puller, layers, Explainer(opened.catalog, client, view))
 
 
 def _store_threads() -> store.Threads:

@@ -16,18 +16,17 @@ from cri_shim.oci.reference import parse_reference
 from cri_shim.pb import api_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from cri_shim.auth.credential import Credential
     from cri_shim.config.schema import Runtime
     from cri_shim.store.image import Image, Usage
     from rootfs.digest import Digest
 
-LARGEST_BATCH: Final = 200
-"""Images in one message of a stream."""
 
-LARGEST_BATCH_BYTES: Final = 1 << 20
-"""Bytes in one message of a stream, unless one image alone takes more."""
+LONGEST_TEXTS_BYTES: Final = 16 << 10
+"""Of a manifest's annotations in all, and of a config's user. An image brings them along, and a list that a handful of
+hostile images have made larger than clients take would leave kubelet without any list."""
 
 
 class Spelling:
@@ -53,28 +52,13 @@ class Spelling:
         )
         _put_user(message, image.user)
         if image.annotations:
-            message.spec.annotations.update({valid(key): valid(text) for key, text in image.annotations})
+            message.spec.annotations.update(_fitting(image.annotations))
         return message
 
     def pinned(self, image: Image) -> bool:
         """Tell whether the node asks to keep *image*: one of its names fits one of the patterns."""
         pattern = self._pinned
         return pattern is not None and any(pattern.fullmatch(name) for name in image.names)
-
-    def batches(self, images: Iterable[Image]) -> Iterator[list[api_pb2.Image]]:
-        """Return the messages about *images* in groups that fit into one message of a stream."""
-        batch: list[api_pb2.Image] = []
-        batch_bytes = 0
-        for image in images:
-            message = self.image(image)
-            size_bytes = message.ByteSize()
-            if batch and (len(batch) == LARGEST_BATCH or batch_bytes + size_bytes > LARGEST_BATCH_BYTES):
-                yield batch
-                batch, batch_bytes = [], 0
-            batch.append(message)
-            batch_bytes += size_bytes
-        if batch:
-            yield batch
 
 
 def credential(request: api_pb2.PullImageRequest) -> Credential | None:
@@ -106,12 +90,24 @@ def valid(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _fitting(annotations: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return *annotations*, of which those that would be too much are left out."""
+    chosen: dict[str, str] = {}
+    room_bytes = LONGEST_TEXTS_BYTES
+    for key, text in annotations:
+        size_bytes = len(key.encode("utf-8", "replace")) + len(text.encode("utf-8", "replace"))
+        if size_bytes <= room_bytes:
+            chosen[valid(key)] = valid(text)
+            room_bytes -= size_bytes
+    return chosen
+
+
 def _put_user(message: api_pb2.Image, user: str) -> None:
     uid_or_name = user_of(user)
     if isinstance(uid_or_name, int):
         message.uid.value = uid_or_name
     else:
-        message.username = valid(uid_or_name)
+        message.username = valid(uid_or_name[:LONGEST_TEXTS_BYTES])
 
 
 def _pattern(text: str) -> str:

@@ -14,8 +14,11 @@ _LONGEST_NAME = 256
 _SECRETS = ("password", "auth", "identity_token", "registry_token")
 
 
-def describe(request: Message) -> dict[str, object]:
-    """Return the particulars of a request: which image, for which pod, which kinds of credentials; no secret."""
+def describe(request: Message | None) -> dict[str, object]:
+    """Return the particulars of a request: which image, for which pod, which kinds of credentials; no secret.
+
+    None is a request that could not be decoded: nothing is known of it.
+    """
     said: dict[str, object] = {}
     spec = _spec_of(request)
     if spec is not None and spec.image:
@@ -30,7 +33,7 @@ def shown(name: str) -> str:
     return printable(name, _LONGEST_NAME)
 
 
-def _spec_of(request: Message) -> api_pb2.ImageSpec | None:
+def _spec_of(request: Message | None) -> api_pb2.ImageSpec | None:
     if isinstance(request, api_pb2.ListImagesRequest | api_pb2.StreamImagesRequest):
         return request.filter.image
     if isinstance(request, api_pb2.ImageStatusRequest | api_pb2.PullImageRequest | api_pb2.RemoveImageRequest):

@@ -11,6 +11,7 @@ from rootfs.digest import chain_ids
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cri_shim.images.progress import PullProgress
     from cri_shim.store.image import Image, ImageLayer
 
 
@@ -32,6 +33,11 @@ def info_of(image: Image, config: bytes, others: Iterable[Image]) -> dict[str, s
         "imageSpec": json.loads(config),
     }
     return {"info": json.dumps(particulars)}
+
+
+def pull_info(pull: PullProgress) -> dict[str, str]:
+    """Return the `info` about a pull that is running: how far it is, layer by layer."""
+    return {"pull": json.dumps(pull.as_json())}
 
 
 def _layer(layer: ImageLayer) -> dict[str, object]:

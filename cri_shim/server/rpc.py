@@ -1,7 +1,8 @@
 """The one wrapper around every call: it counts, logs, maps errors to codes, and turns calls away while draining.
 
-A handler takes a request and returns an answer; it never sees gRPC's context. A client that cancels, or whose deadline
-passes, reaches the handler as a cancellation, which goes through.
+A handler takes a request and returns an answer; it never sees gRPC's context. One that plans by its caller's deadline
+is made with `timed_rpc` and is told the seconds that are left. A client that cancels, or whose deadline passes, reaches
+the handler as a cancellation, which goes through; one whose deadline has passed before its turn never reaches it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from cri_shim.errors import Draining
+from cri_shim.errors import DeadlineExceeded, Draining, InvalidRequest
 from cri_shim.log import fields
 from cri_shim.server.describe import describe
 from cri_shim.server.status import is_bug, status_of
@@ -105,6 +106,19 @@ def rpc(handler: Callable[[S, Q], Awaitable[R]]) -> Callable[[S, Q, ServicerCont
     return answer
 
 
+def timed_rpc(
+    handler: Callable[[S, Q, float | None], Awaitable[R]],
+) -> Callable[[S, Q, ServicerContext[Q, R]], Awaitable[R]]:
+    """As `rpc`, for a handler that also takes the seconds that its caller still waits (None: as long as it takes)."""
+
+    @wraps(handler)
+    async def answer(self: S, request: Q, context: ServicerContext[Q, R]) -> R:
+        async with _answering(self.gate, handler.__name__, request, context):
+            return await handler(self, request, context.time_remaining())
+
+    return answer
+
+
 def rpc_stream(
     handler: Callable[[S, Q], AsyncIterator[R]],
 ) -> Callable[[S, Q, ServicerContext[Q, R]], AsyncIterator[R]]:
@@ -121,15 +135,17 @@ def rpc_stream(
 
 @asynccontextmanager
 async def _answering(
-    gate: Gate, method: str, request: Message, context: ServicerContext[Any, Any]
+    gate: Gate, method: str, request: Message | None, context: ServicerContext[Any, Any]
 ) -> AsyncIterator[None]:
     begun = time.monotonic()
     call = asyncio.current_task()
     assert call is not None
     try:
         gate.enter(call)
+        _check(request, context)
         yield
-        log.debug(method, extra=fields(**describe(request), seconds=round(time.monotonic() - begun, 4)))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(method, extra=fields(**describe(request), seconds=round(time.monotonic() - begun, 4)))
     except asyncio.CancelledError:
         if not gate.expired:
             log.info(f"{_title(method, request)} was given up by its caller", extra=fields(**describe(request)))
@@ -142,7 +158,16 @@ async def _answering(
         gate.leave(call)
 
 
-async def _refuse(context: ServicerContext[Any, Any], method: str, request: Message, error: Exception) -> None:
+def _check(request: Message | None, context: ServicerContext[Any, Any]) -> None:
+    """A call may have waited for the event loop until nobody waits for it any more: then nothing is begun."""
+    if request is None:
+        raise InvalidRequest("the request is no message of this interface (it cannot be decoded)")
+    left = context.time_remaining()
+    if left is not None and left <= 0:
+        raise DeadlineExceeded("the deadline passed before the call began")
+
+
+async def _refuse(context: ServicerContext[Any, Any], method: str, request: Message | None, error: Exception) -> None:
     code, message = status_of(error)
     bug = error if is_bug(error) else None
     particulars = fields(**describe(request), error=message, code=code.name)
@@ -150,6 +175,6 @@ async def _refuse(context: ServicerContext[Any, Any], method: str, request: Mess
     await context.abort(code, message)
 
 
-def _title(method: str, request: Message) -> str:
+def _title(method: str, request: Message | None) -> str:
     image = describe(request).get("image")
     return f'{method} "{image}"' if image else method

@@ -7,26 +7,28 @@ never reaches a server that cannot serve. The first SIGTERM or SIGINT drains, a 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import time
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
 from cri_shim.errors import ConfigError
 from cri_shim.log import fields
-from cri_shim.pb import api_pb2_grpc
 from cri_shim.server.admin import admin_socket
 from cri_shim.server.convert import Spelling
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
+from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
+from cri_shim.server.methods import methods_of
 from cri_shim.server.rpc import Gate
-from cri_shim.server.service import ImageService, RuntimeService
+from cri_shim.server.service import ImageService, Node, RuntimeService
 from cri_shim.version import VERSION
 
 try:
@@ -46,13 +48,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MESSAGE_BYTES: Final = 16 << 20
 _STATUS_SECONDS: Final = 5.0
 _CALLS_AT_ONCE: Final = 16_384
 
 OPTIONS: Final = (
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1000),  # per connection; a client waits with what goes over
     ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that says nothing ends
@@ -101,11 +102,13 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, be
     make_free(listen)
     async with open_images(config) as images:
         pages = {"/status": lambda: _status(config, images, gate)}
+        questions = {"/explain": lambda query: images.explain(query.get("image", ""))}
         async with (
-            admin_socket(Path(config.state) / "admin.sock", pages),
+            admin_socket(Path(config.state) / "admin.sock", pages, questions),
             _listening(config, listen, images, gate) as server,
             _telling(notifier, images),
         ):
+            gc.freeze()  # what was loaded stays; to look through 5 000 images for garbage holds up calls for 90 ms
             particulars = fields(listen=listen, root=config.root, runtime=config.runtime, version=VERSION)
             log.info(f"serving, ready in {time.monotonic() - begun:.3f}s", extra=particulars)
             await stop.wait()
@@ -130,10 +133,9 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 @asynccontextmanager
 async def _listening(config: Config, listen: Path, images: Images, gate: Gate) -> AsyncIterator[grpc.aio.Server]:
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
-    spelling = Spelling(config.runtime, config.pinned)
-    register: Any = api_pb2_grpc  # generated, without types
-    register.add_ImageServiceServicer_to_server(ImageService(images, spelling, config.root, gate), server)
-    register.add_RuntimeServiceServicer_to_server(RuntimeService(images, gate), server)
+    node = Node(Spelling(config.runtime, config.pinned), config.root, frozenset(config.runtime_handlers))
+    services = (ImageService(images, node, gate), RuntimeService(images, gate))
+    server.add_generic_rpc_handlers(tuple(methods_of(service) for service in services))
     try:
         with narrow_umask():
             server.add_insecure_port(f"unix:{listen}")

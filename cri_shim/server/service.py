@@ -1,7 +1,7 @@
 """The calls of CRI v1 that cri-shim answers, each in a few lines; what they do is done in `cri_shim.images`.
 
 An absent image is no error: its status is an answer without an image, and removing it succeeds. List, status and
-usage are answered from memory and never wait for a pull.
+usage are answered from memory and never wait for a pull. docs/compatibility.md tells every field and why.
 """
 # ruff: noqa: N802 (the methods are named in the interface)
 
@@ -10,20 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import InvalidRequest
+from cri_shim.errors import DeadlineExceeded, InvalidRequest
 from cri_shim.log import fields
 from cri_shim.pb import api_pb2, api_pb2_grpc
 from cri_shim.server import convert
 from cri_shim.server.describe import shown
-from cri_shim.server.info import info_of
-from cri_shim.server.rpc import rpc, rpc_stream
+from cri_shim.server.info import info_of, pull_info
+from cri_shim.server.listing import Listing
+from cri_shim.server.rpc import rpc, rpc_stream, timed_rpc
 from cri_shim.store.image import Usage
 from cri_shim.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable
 
     from cri_shim.images.service import Images
     from cri_shim.server.convert import Spelling
@@ -35,57 +37,93 @@ log = logging.getLogger(__name__)
 _KUBELET_API_VERSION = "0.1.0"  # what every CRI server answers; kubelet looks that it is not empty
 
 
-class ImageService(api_pb2_grpc.ImageServiceServicer):
-    """`runtime.v1.ImageService`. *mountpoint* is the directory of the images, as ImageFsInfo names it."""
+# A pull asks a registry, which takes longer than this: a caller that waits no longer gets its answer at once, and no
+# pull is begun that would be cancelled before its first byte.
+_SHORTEST_PULL_SECONDS = 0.002
 
-    def __init__(self, images: Images, spelling: Spelling, mountpoint: str, gate: Gate) -> None:
+# kubelet reads the usage right after a removal and evicts pods when it has not moved: a removal waits for the room to
+# be free as long as its caller does, less what the answer takes on its way.
+_PATIENCE_SECONDS = 1.0
+_ANSWER_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What clients are told about this node: how ids are spelled, where images lie, which runtime handlers there are.
+
+    Without *handlers* every handler is taken for known.
+    """
+
+    spelling: Spelling
+    mountpoint: str
+    handlers: frozenset[str] = frozenset()
+
+
+class ImageService(api_pb2_grpc.ImageServiceServicer):
+    """`runtime.v1.ImageService`."""
+
+    def __init__(self, images: Images, node: Node, gate: Gate) -> None:
         self._images = images
-        self._spelling = spelling
-        self._mountpoint = mountpoint
+        self._node = node
+        self._listing = Listing(node.spelling)
+        self._listing.remember(images.images())
         self._usage = Usage(0, 0)
         self.gate = gate
 
     @rpc
     async def ListImages(self, request: api_pb2.ListImagesRequest) -> api_pb2.ListImagesResponse:
         """Answer all images, or the one that the filter names."""
-        chosen = self._chosen(request.filter)
-        return api_pb2.ListImagesResponse(images=[self._spelling.image(image) for image in chosen])
+        wanted = request.filter.image.image
+        if not wanted:
+            return self._listing.whole(self._images.images())
+        return api_pb2.ListImagesResponse(images=map(self._listing.message, self._found(wanted)))
 
     @rpc_stream
     async def StreamImages(self, request: api_pb2.StreamImagesRequest) -> AsyncIterator[api_pb2.StreamImagesResponse]:
         """Answer the same set in batches; no images, no message."""
-        for batch in self._spelling.batches(self._chosen(request.filter)):
-            yield api_pb2.StreamImagesResponse(images=batch)
+        wanted = request.filter.image.image
+        for batch in self._listing.batches(self._found(wanted) if wanted else self._images.images()):
+            yield batch
 
     @rpc
     async def ImageStatus(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
-        """Answer one image, found by id, name or short id."""
-        image = self._images.find(request.image.image)
-        if image is None:
-            return api_pb2.ImageStatusResponse()
-        answer = api_pb2.ImageStatusResponse(image=self._spelling.image(image))
-        if request.verbose:
+        """Answer one image, found by id, name or short id; verbose, also the pull that is bringing it."""
+        name = request.image.image
+        image = self._images.find(name)
+        answer = api_pb2.ImageStatusResponse(image=self._listing.message(image) if image else None)
+        if not request.verbose:
+            return answer
+        if (pull := self._images.pulling(name)) is not None:
+            answer.info.update(pull_info(pull))
+        if image is not None:
             answer.info.update(info_of(image, await self._images.config_bytes(image), self._images.images()))
         return answer
 
-    @rpc
-    async def PullImage(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:
+    @timed_rpc
+    async def PullImage(
+        self, request: api_pb2.PullImageRequest, seconds_left: float | None
+    ) -> api_pb2.PullImageResponse:
         """Bring an image here and answer its id."""
         name = request.image.image
         if not name.strip():
             raise InvalidRequest("the request names no image")
+        self._check_handler(request.image.runtime_handler)
         given = convert.credential(request)
+        if seconds_left is not None and seconds_left < _SHORTEST_PULL_SECONDS:
+            raise DeadlineExceeded("no pull can be done in the time that the caller gives it")
         log.info(f'PullImage "{shown(name)}"')
         begun = time.monotonic()
         image = await self._images.pull(name, given)
-        image_ref = self._spelling.id(image.id)
+        image_ref = self._node.spelling.id(image.id)
         _log_pulled(name, image, image_ref, time.monotonic() - begun)
         return api_pb2.PullImageResponse(image_ref=image_ref)
 
-    @rpc
-    async def RemoveImage(self, request: api_pb2.RemoveImageRequest) -> api_pb2.RemoveImageResponse:
+    @timed_rpc
+    async def RemoveImage(
+        self, request: api_pb2.RemoveImageRequest, seconds_left: float | None
+    ) -> api_pb2.RemoveImageResponse:
         """Remove an image with all its names."""
-        await self._images.remove(request.image.image)
+        await self._images.remove(request.image.image, _patience(seconds_left))
         return api_pb2.RemoveImageResponse()
 
     @rpc
@@ -95,14 +133,20 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
             self._usage = self._images.usage()
         except Exception as error:  # the last numbers are better than none
             log.error("the usage of the images is not known; answering what was known last", exc_info=error)
-        both = [convert.filesystem(self._mountpoint, self._usage, time.time_ns())]
+        both = [convert.filesystem(self._node.mountpoint, self._usage, time.time_ns())]
         return api_pb2.ImageFsInfoResponse(image_filesystems=both, container_filesystems=both)
 
-    def _chosen(self, wanted: api_pb2.ImageFilter) -> Sequence[Image]:
-        if not wanted.image.image:
-            return self._images.images()
-        image = self._images.find(wanted.image.image)
+    def _found(self, name: str) -> Iterable[Image]:
+        image = self._images.find(name)
         return () if image is None else (image,)
+
+    def _check_handler(self, handler: str) -> None:
+        known = self._node.handlers
+        if handler and known and handler not in known:
+            raise InvalidRequest(
+                f"this node has no runtime handler {shown(handler)}; runtime_handlers of the configuration has "
+                f"{', '.join(sorted(known))}"
+            )
 
 
 class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
@@ -132,8 +176,12 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         ]
         answer = api_pb2.StatusResponse(status=api_pb2.RuntimeStatus(conditions=conditions))
         if request.verbose:
-            answer.info["status"] = json.dumps(self._images.status())
+            answer.info["imageService"] = json.dumps(self._images.status())  # crictl lays it beside `status`
         return answer
+
+
+def _patience(seconds_left: float | None) -> float:
+    return _PATIENCE_SECONDS if seconds_left is None else max(0.0, seconds_left - _ANSWER_SECONDS)
 
 
 def _log_pulled(name: str, image: Image, image_ref: str, seconds: float) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from cri_shim.pb import api_pb2_grpc
 from cri_shim.server.convert import Spelling
+from cri_shim.server.methods import methods_of
 from cri_shim.server.rpc import Gate
 from cri_shim.server.serve import OPTIONS
-from cri_shim.server.service import ImageService, RuntimeService
+from cri_shim.server.service import ImageService, Node, RuntimeService
 from cri_shim.store.image import Document, Image, ImageLayer, Usage
 from rootfs.digest import Digest
 
@@ -49,8 +50,11 @@ class FakeImages:
         self.pulls_as: Image | Exception | asyncio.Event | None = None
         self.pulled: list = []
         self.given: list = []
+        self.removed: list = []
+        self.running: dict = {}
         self.broken = False
         self.cancelled = 0
+        self._listed: tuple = ()
 
     async def pull(self, name, given):
         self.pulled.append(name)
@@ -69,7 +73,9 @@ class FakeImages:
         return outcome
 
     def images(self):
-        return tuple(self.held.values())
+        held = tuple(self.held.values())
+        self._listed = self._listed if held == self._listed else held
+        return self._listed
 
     def find(self, text):
         for image in self.held.values():
@@ -77,7 +83,8 @@ class FakeImages:
                 return image
         return None
 
-    async def remove(self, text):
+    async def remove(self, text, patience_seconds):
+        self.removed.append((text, patience_seconds))
         image = self.find(text)
         if image is not None:
             del self.held[str(image.id)]
@@ -91,20 +98,23 @@ class FakeImages:
         return b'{"architecture": "amd64"}'
 
     def pulls(self):
-        return ()
+        return tuple(self.running.values())
+
+    def pulling(self, text):
+        return self.running.get(text)
 
     def status(self):
         return {"images": len(self.held), "pulls": []}
 
 
 @asynccontextmanager
-async def served(path, images, *, runtime="none", pinned=()):
+async def served(path, images, *, runtime="none", pinned=(), handlers=()):
     """A server on a socket at *path*: its gate, and the stubs of both services."""
     gate = Gate()
     server = grpc.aio.server(options=OPTIONS)
-    service = ImageService(images, Spelling(runtime, pinned), "/var/lib/cri-shim", gate)
-    api_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
-    api_pb2_grpc.add_RuntimeServiceServicer_to_server(RuntimeService(images, gate), server)
+    node = Node(Spelling(runtime, pinned), "/var/lib/cri-shim", frozenset(handlers))
+    services = (ImageService(images, node, gate), RuntimeService(images, gate))
+    server.add_generic_rpc_handlers(tuple(map(methods_of, services)))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     try:

@@ -78,3 +78,17 @@ async def test_a_file_in_its_place_is_left_alone(tmp_path):
         async with admin_socket(tmp_path / "a", PAGES):
             pass
     assert (tmp_path / "a").read_text() == "x"
+
+
+async def asked(fields):
+    if "image" not in fields:
+        raise ConfigError("no image is named")
+    return {"named": fields["image"]}
+
+
+async def test_a_question_takes_the_fields_of_its_query(tmp_path):
+    async with admin_socket(tmp_path / "a", PAGES, {"/explain": asked}):
+        answer = await ask(tmp_path / "a", b"GET /explain?image=reg.io%2Fa%3A1 HTTP/1.1\r\n\r\n")
+        assert answer == (b"HTTP/1.1 200 OK", {"named": "reg.io/a:1"})
+        answer = await ask(tmp_path / "a", b"GET /explain HTTP/1.1\r\n\r\n")
+        assert answer == (b"HTTP/1.1 400 Bad Request", {"error": "no image is named"})

@@ -7,9 +7,9 @@ import pytest
 from cri_shim.errors import InvalidRequest
 from cri_shim.pb import api_pb2
 from cri_shim.server import convert
-from cri_shim.server.convert import LARGEST_BATCH, LARGEST_BATCH_BYTES, Spelling
+from cri_shim.server.convert import LONGEST_TEXTS_BYTES, Spelling
 from cri_shim.store.image import Usage
-from tests.server.conftest import digest, make_image
+from tests.server.conftest import make_image
 
 IMAGE = make_image()
 
@@ -37,6 +37,25 @@ def test_annotations_go_into_the_spec():
     message = Spelling("none").image(image)
     assert dict(message.spec.annotations) == {"org.x": "1", "bad ?": "?"}
     assert not Spelling("none").image(IMAGE).HasField("spec")
+
+
+def test_annotations_that_would_be_too_much_are_left_out():
+    """A few images of 4 MiB of annotations each would leave kubelet without a list."""
+    most = LONGEST_TEXTS_BYTES
+    annotations = (("a", "x" * (most - 100)), ("b", "x" * 100), ("c", "x" * 99), ("d", "x"))
+    message = Spelling("none").image(replace(IMAGE, annotations=annotations))
+    assert set(message.spec.annotations) == {"a", "d"}
+    whole = replace(IMAGE, annotations=(("a", "ü" * (most // 2 - 1) + "x"),))
+    assert len(Spelling("none").image(whole).spec.annotations) == 1
+    over = replace(IMAGE, annotations=(("a", "ü" * (most // 2)),))
+    assert not Spelling("none").image(over).spec.annotations
+
+
+def test_a_user_of_megabytes_is_cut():
+    for user in ("u" * (4 << 20), "0" * (4 << 20)):
+        message = Spelling("none").image(replace(IMAGE, user=user))
+        assert len(message.username) == LONGEST_TEXTS_BYTES
+        assert not message.HasField("uid")
 
 
 def test_the_size_is_never_zero():
@@ -95,29 +114,6 @@ def test_a_short_name_pins_as_a_reference():
 
 def test_a_pattern_is_no_regular_expression():
     assert not Spelling("none", ["reg.io/ap.*"]).pinned(make_image("reg.io/appp"))
-
-
-@pytest.mark.parametrize(
-    ("count", "batches"), [(0, []), (1, [1]), (200, [200]), (201, [200, 1]), (450, [200, 200, 50])]
-)
-def test_batches_by_count(count, batches):
-    images = [replace(IMAGE, id=digest(str(number))) for number in range(count)]
-    found = list(Spelling("none").batches(images))
-    assert [len(batch) for batch in found] == batches
-    assert [message.id for batch in found for message in batch] == [f"sha256:{image.id.hex}" for image in images]
-    assert LARGEST_BATCH == 200
-
-
-def test_batches_by_size():
-    images = [replace(IMAGE, annotations=(("x", "y" * 400_000),))] * 5
-    found = list(Spelling("none").batches(images))
-    assert [len(batch) for batch in found] == [2, 2, 1]
-    assert all(api_pb2.StreamImagesResponse(images=batch).ByteSize() < LARGEST_BATCH_BYTES + 100 for batch in found)
-
-
-def test_an_image_larger_than_a_batch_goes_alone():
-    images = [IMAGE, replace(IMAGE, annotations=(("x", "y" * (LARGEST_BATCH_BYTES + 1)),)), IMAGE]
-    assert [len(batch) for batch in Spelling("none").batches(images)] == [1, 1, 1]
 
 
 def test_no_auth_is_no_credential():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 
 import grpc
 import pytest
 
-from cri_shim.pb import api_pb2
-from tests.server.conftest import FakeImages, served
+from cri_shim.errors import DeadlineExceeded, NotFound
+from cri_shim.pb import api_pb2, api_pb2_grpc
+from cri_shim.server import rpc as rpc_module
+from tests.server.conftest import FakeImages, make_image, served
 
 Code = grpc.StatusCode
 PULL = api_pb2.PullImageRequest(image=api_pb2.ImageSpec(image="reg.io/app:1"))
@@ -37,11 +40,55 @@ async def test_a_deadline_reaches_the_work(tmp_path, slow):
         assert slow.cancelled == 1
 
 
-async def test_a_deadline_of_a_millisecond(tmp_path, slow):
-    async with served(tmp_path / "s", slow) as (_, stub, _runtime):
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await stub.PullImage(PULL, timeout=0.001)
-        assert error.value.code() is Code.DEADLINE_EXCEEDED
+@pytest.mark.parametrize("answers", ["never", "at once", "with an error"])
+async def test_a_deadline_of_a_millisecond_begins_no_pull(tmp_path, slow, answers):
+    """critest wants this code, and neither an error nor an image that is here may come before the deadline."""
+    slow.pulls_as = {"never": slow.pulls_as, "at once": make_image(), "with an error": NotFound("x")}[answers]
+    async with served(tmp_path / "s", slow) as (gate, stub, _runtime):
+        for _ in range(20):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await stub.PullImage(PULL, timeout=0.001)
+            assert error.value.code() is Code.DEADLINE_EXCEEDED
+        while gate.running:
+            await asyncio.sleep(0)
+    assert slow.pulled == []
+
+
+async def test_a_call_whose_deadline_passed_before_its_turn_is_not_begun(tmp_path, slow):
+    """The client lives in a thread; the event loop of the server stands still until the deadline is over."""
+    over = threading.Event()
+
+    def call_once_too_late() -> Code:
+        with grpc.insecure_channel(f"unix:{tmp_path}/s") as channel:
+            stub = api_pb2_grpc.ImageServiceStub(channel)
+            stub.ImageFsInfo(api_pb2.ImageFsInfoRequest())
+            ready.set()
+            try:
+                stub.PullImage(PULL, timeout=0.02)
+            except grpc.RpcError as error:
+                return error.code()
+            finally:
+                over.set()
+
+    async with served(tmp_path / "s", slow) as (gate, _stub, _runtime):
+        ready = threading.Event()
+        client = asyncio.ensure_future(asyncio.to_thread(call_once_too_late))
+        while not ready.is_set():
+            await asyncio.sleep(0)
+        over.wait(30)
+        assert await client is Code.DEADLINE_EXCEEDED
+        while gate.running:
+            await asyncio.sleep(0)
+    assert slow.cancelled == len(slow.pulled)
+
+
+def test_a_deadline_that_has_passed_is_refused_before_the_handler():
+    class Late:
+        def time_remaining(self):
+            return 0.0
+
+    with pytest.raises(DeadlineExceeded):
+        rpc_module._check(PULL, Late())
 
 
 async def test_a_cancelled_caller_cancels_the_work(tmp_path, slow):

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import stat
 import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import pytest
 
 from cri_shim.pb import api_pb2, api_pb2_grpc
+from tests.server.process import ROOT, command, running
 
-ROOT = Path(__file__).parent.parent.parent
 PULL = api_pb2.PullImageRequest(image=api_pb2.ImageSpec(image="reg.io/app:1"))
-
-
-def command(base, *settings):
-    return [sys.executable, "-W", "error", "-m", "tests.server.daemon", os.fspath(base), *settings]
-
-
-@contextmanager
-def running(base, *settings):
-    """The daemon, from READY=1 on."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(os.fspath(base / "notify"))
-        manager.settimeout(30)
-        environ = {**os.environ, "NOTIFY_SOCKET": os.fspath(base / "notify")}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command(base, *settings), cwd=ROOT, env=environ, **pipes) as daemon:
-            try:
-                while manager.recv(100) != b"READY=1":
-                    pass
-                yield daemon, manager
-            finally:
-                daemon.kill()
 
 
 def failing(base, *settings, **environ) -> str:

@@ -1,0 +1,95 @@
+"""What keeps the daemon from starting beside registries it would reach wrongly, and what `config check` tells."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cri_shim.cli.verbs import run
+from cri_shim.config.schema import Config
+from cri_shim.errors import ConfigError
+from cri_shim.server.reach import hosts_of, must_be_right, problems_of, terms_of
+
+
+@pytest.fixture
+def places(tmp_path):
+    for name in ("certs.d/reg.io", "containers", "home/.config/containers"):
+        (tmp_path / name).mkdir(parents=True)
+    return {
+        "certs_dirs": (str(tmp_path / "certs.d"),),
+        "containers_dir": str(tmp_path / "containers"),
+        "home": str(tmp_path / "home"),
+    }
+
+
+def test_nothing_wrong(places):
+    must_be_right(Config(**places))
+    assert problems_of(Config(**places), {}) == ()
+
+
+def test_a_broken_hosts_file(places, tmp_path):
+    (tmp_path / "certs.d/reg.io/hosts.toml").write_text("\nserver = 7\n")
+    with pytest.raises(ConfigError, match=r"reg.io/hosts.toml: line 2: server is not a string"):
+        must_be_right(Config(**places))
+
+
+@pytest.mark.parametrize("place", ["containers", "home/.config/containers"])
+@pytest.mark.parametrize(
+    ("key", "name", "text", "found"),
+    [
+        ("policy_json", "policy.json", '{"default": [{"type": "reject"}]}', "policy.json: line 1: "),
+        ("registries_conf", "registries.conf", '[[registry]]\nlocation = "a"\nblocked = true\n', "line 2: "),
+    ],
+)
+def test_a_rule_that_would_vanish(places, tmp_path, place, key, name, text, found):
+    (tmp_path / place / name).write_text(text)
+    with pytest.raises(ConfigError, match=found) as caught:
+        must_be_right(Config(**places))
+    assert f'{key} = "ignore"' in str(caught.value)
+    must_be_right(Config(**places, **{key: "ignore"}))
+
+
+def test_several_are_counted(places, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "certs.d" / name).mkdir()
+        (tmp_path / "certs.d" / name / "hosts.toml").write_text("[")
+    with pytest.raises(ConfigError, match="1 more: see cri-shim config check"):
+        must_be_right(Config(**places))
+
+
+def test_check_tells_of_certificates_and_proxies_too(places, tmp_path):
+    (tmp_path / "certs.d/reg.io/hosts.toml").write_text('ca = "none.crt"\n')
+    found = problems_of(Config(**places), {"HTTPS_PROXY": "socks5://me:hidden@p:1"})
+    assert [part in one for part, one in zip(("none.crt", "HTTPS_PROXY"), found, strict=True)] == [True, True]
+    assert "hidden" not in str(found)
+
+
+def test_the_verb(places, tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in places.items()))
+    assert run(["config", "check", "--config", str(path)], {}) == 0
+    (tmp_path / "certs.d/reg.io/hosts.toml").write_text("[")
+    assert run(["config", "check", "--config", str(path)], {}) == 1
+    assert "reg.io/hosts.toml: line 1: " in capsys.readouterr().err
+
+
+def test_the_keys_arrive(places):
+    config = Config(
+        **places,
+        insecure=("old.corp:5000",),
+        no_fallback=("reg.io",),
+        foreign_layers="fetch",
+        mirror_stall_seconds=7,
+        progress_seconds=70,
+        realm_same_site=True,
+    )
+    terms = terms_of(config)
+    assert (terms.mirror_stall_seconds, terms.progress_seconds, terms.same_site, terms.foreign_layers) == (
+        7,
+        70,
+        True,
+        True,
+    )
+    assert hosts_of(config).of("old.corp:5000")[0].tls.skip_verify
+    assert hosts_of(config).of("reg.io") == ()
