@@ -67,6 +67,7 @@ class LimitsConfig:
     unpacked_bytes: Count = _key(64 << 30, "The uncompressed tar of a layer, and the files in it together.")
     entries: Count = _key(5_000_000, "Entries of a layer.")
     directories: Count = _key(500_000, "Directories of a layer.")
+    remembered_bytes: Count = _key(64 << 20, "The paths of all directories of a layer.")
     ratio: Count = _key(1000, "Uncompressed bytes for each compressed one; counted beyond ratio_floor_bytes.")
     ratio_floor_bytes: Count = _key(1 << 30, "Up to here any ratio is allowed.")
     window_bytes: Count = _key(128 << 20, "What a zstd frame may ask to remember.")

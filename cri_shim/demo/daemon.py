@@ -70,7 +70,9 @@ class Place:
         credentials.write_text(json.dumps({"auths": {registry_host: {"auth": auth}}}), encoding="utf-8")
         self.config.write_text(
             f'listen = "{self.socket}"\nroot = "{self.root}"\nstate = "{self.admin.parent}"\n'
-            f'certs_dirs = ["{certs}"]\nkubelet_root_dir = "{kubelet}"\nhome = "{self.base}"\n',
+            f'certs_dirs = ["{certs}"]\nkubelet_root_dir = "{kubelet}"\nhome = "{self.base}"\n'
+            # It pulls a sample from itself: what the node's files say of other images does not matter.
+            'policy_json = "ignore"\nregistries_conf = "ignore"\n',
             encoding="utf-8",
         )
 

@@ -43,7 +43,7 @@ class Forms:
     def __init__(self, store: Store, sync: str) -> None:
         self._store = store
         self._sync = sync
-        self._flights: Flights[str, str] = Flights()
+        self._flights: Flights[tuple[str, str], str] = Flights()
 
     async def names_for(self, diff_ids: tuple[Digest, ...], lease: Lease) -> tuple[str, ...]:
         """Return the directory of each layer, bottom first; the plain layers lie here already."""
@@ -69,7 +69,7 @@ class Forms:
         lease.hold(name)
         if name in self._store.catalog.layers:
             return name
-        return await self._flights.join(name, lambda: self._make(kind, name, place, lease))
+        return await self._flights.join((kind, name), lambda: self._make(kind, name, place, lease))
 
     async def _make(self, kind: str, name: str, place: _Place, lease: Lease) -> str:
         """Make the form; a chain that would not differ from the plain layer is the plain layer."""
@@ -77,7 +77,11 @@ class Forms:
         plain = place.layer.name
         implied = await self._store.disk(lambda: self._implied_by(place.layer)) if kind == "chain" else ()
         job = self._store.helper.form(staging, source=plain, kind=kind, parents=place.below, implied=implied)
-        made = await run_job(job)
+        try:
+            made = await run_job(job)
+        except BaseException:
+            await self._store.discard(staging)
+            raise
         if made is None:
             return plain
         formed = Seal(

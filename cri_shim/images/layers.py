@@ -28,7 +28,7 @@ from cri_shim.store.catalog import Delivery, Proof
 from cri_shim.store.ingest import Ingest
 from cri_shim.store.seal import encode_implied, encode_seal, seal_of
 from cri_shim.store.store import run_job, undisturbed
-from rootfs.errors import ContentMismatch, JobCancelled, LayerRejected
+from rootfs.errors import ContentMismatch, JobCancelled, LayerRejected, LimitExceeded
 
 if TYPE_CHECKING:
     from cri_shim.images.network import Network, Source
@@ -146,28 +146,47 @@ class Layers:
             try:
                 return await bring(_Errand(source, layer, want, lease, self._transfers[want], avoid))
             except WrongBytes as error:
-                if not await self._network.has_others(source, avoid | set(error.hosts)):
+                # Where several hosts gave a part, the one that gave the end is asked for the whole before it is blamed.
+                blamed = frozenset(error.hosts[:-1] or error.hosts)
+                if not await self._network.has_others(source, avoid | blamed):
                     raise
                 _log.warning("%s: %s; asking another host", want, error)
-                avoid |= set(error.hosts)
+                avoid |= blamed
 
     async def _arrive(self, errand: _Errand) -> None:
         blob = errand.want.blob
         path = self._store.layout.ingest / f"{blob.algorithm}-{blob.hex}"
-        ingest = await self._store.disk(lambda: Ingest(path, errand.descriptor.size_bytes))
+        arriving, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(arriving.set)
+
+        ingest = await self._store.made(
+            lambda: Ingest(path, errand.descriptor.size_bytes, wake),
+            Ingest.close,
+        )
         errand.transfer.ingest = ingest
+        errand.transfer.fetch_end = 0.0
         try:
-            async with asyncio.TaskGroup() as group:
-                download = group.create_task(self._download(errand, ingest))
-                unpack = group.create_task(self._unpack(errand, ingest, download))
-            staging, applied = unpack.result()
-            await undisturbed(self._commit(staging, applied, errand))
+            await self._through(errand, ingest, arriving)
             errand.transfer.unpack_end = time.monotonic()
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
         finally:
             errand.transfer.ingest = None
             await undisturbed(self._store.disk(ingest.close))
+
+    async def _through(self, errand: _Errand, ingest: Ingest, arriving: asyncio.Event) -> None:
+        """Download and unpack side by side, then commit."""
+        staging = uuid.uuid4().hex
+        try:
+            async with asyncio.TaskGroup() as group:
+                download = group.create_task(self._download(errand, ingest))
+                unpack = group.create_task(self._unpack(errand, ingest, staging, download, arriving))
+        except BaseException:
+            await self._store.discard(staging)
+            raise
+        await undisturbed(self._commit(staging, unpack.result(), errand))
 
     async def _download(self, errand: _Errand, ingest: Ingest) -> Delivered:
         transfer = errand.transfer
@@ -181,25 +200,33 @@ class Layers:
         await self._store.disk(ingest.finish)
         return delivered
 
-    async def _unpack(self, errand: _Errand, ingest: Ingest, download: asyncio.Task[Delivered]) -> tuple[str, Applied]:
-        staging = uuid.uuid4().hex
-        try:
-            async with self._slots:
-                errand.transfer.unpack_start = time.monotonic()
+    async def _unpack(
+        self, errand: _Errand, ingest: Ingest, staging: str, download: asyncio.Task[Delivered], arriving: asyncio.Event
+    ) -> Applied:
+        await arriving.wait()  # a registry that sends nothing must not hold a place among the unpackers
+        while True:
+            generation = ingest.generation
+            try:
                 applied = await self._follow(errand, ingest, staging)
-            _check(applied, errand.layer)
-        except BaseException as error:
-            await self._store.discard(staging)
-            if isinstance(error, (LayerRejected, ContentMismatch)):
+                _check(applied, errand.layer)
+            except (LayerRejected, ContentMismatch, LimitExceeded):
+                await self._store.discard(staging)
                 delivered = await download
+                if ingest.generation != generation:
+                    continue  # it was said of bytes that have become void meanwhile
                 scale = await self._store.disk(lambda: weighed(ingest, errand.descriptor))
                 scale.judge(delivered)
-            raise
-        return staging, applied
+                raise
+            return applied
 
     async def _follow(self, errand: _Errand, ingest: Ingest, staging: str) -> Applied:
+        async with self._slots:
+            errand.transfer.unpack_start = time.monotonic()
+            return await self._unpacked(errand, ingest, staging)
+
+    async def _unpacked(self, errand: _Errand, ingest: Ingest, staging: str) -> Applied:
         while True:
-            blob, watermarks, generation = await self._store.disk(ingest.follow)
+            blob, watermarks, generation = await self._store.made(ingest.follow, _forsaken)
             try:
                 job = self._store.helper.unpack(
                     staging,
@@ -242,6 +269,11 @@ class Layers:
         transfer.fetch_end = transfer.unpack_end = time.monotonic()
         scale.judge(delivered)
         await self._store.put_deliveries((Delivery(want.registry, want.repository, want.blob),))
+
+
+def _forsaken(followed: tuple[int, int, int]) -> None:
+    os.close(followed[0])
+    os.close(followed[1])
 
 
 def _check(applied: Applied, layer: Layer) -> None:

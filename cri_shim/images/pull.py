@@ -184,10 +184,15 @@ class Puller:
             resolved = await self._network.resolve(reference, credentials)
             self._settings.worked(reference, resolved.credential)
         still = self._store.catalog.by_name(str(reference))
-        if still is None or resolved.digest not in (still.target, still.manifest):
+        if still is None or not self._means(reference, resolved.digest, still):
             return None
         await self._openings.note(reference, resolved.credential, resolved.digest)
         return still
+
+    def _means(self, reference: Reference, digest: Digest, image: Image) -> bool:
+        """Tell whether *digest* stands for *image* in this repository, and the image is whole as far as is known."""
+        named = f"{reference.name}@{digest}" in image.digests
+        return (named or digest in (image.target, image.manifest)) and image.id not in self._store.damaged
 
     async def _find(self, reference: Reference, credentials: tuple[Credential, ...], lease: Lease) -> _Found:
         with _within("manifest"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import InvalidReference, InvalidRequest
+from cri_shim.errors import InvalidReference, InvalidRequest, StoreDamaged
 from cri_shim.oci.reference import parse_reference
 from cri_shim.store.image import Usage
 
@@ -86,7 +86,11 @@ class Images:
         Raises:
             StoreDamaged: it is not on the disk any more.
         """
-        return await self._store.disk(lambda: self._store.blobs.get(image.id))
+        try:
+            return await self._store.disk(lambda: self._store.blobs.get(image.id))
+        except StoreDamaged:
+            self._store.damaged.add(image.id)  # the next pull fetches it again, and does not trust a HEAD
+            raise
 
     async def explain(self, name: str) -> dict[str, object]:
         """Return what a pull of *name* would do, and why; nothing is pulled.

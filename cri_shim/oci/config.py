@@ -10,12 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cri_shim.errors import ContentRejected
+from cri_shim.errors import ContentRejected, Unsupported
 from cri_shim.oci.descriptor import PLATFORM_KEYS, read_platform
 from cri_shim.oci.fields import Fields, KnownKeys, parse_digest
 from cri_shim.oci.strictjson import decode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cri_shim.oci.platforms import Platform
     from rootfs.digest import Digest
 
@@ -64,9 +66,22 @@ def _diff_ids(fields: Fields) -> tuple[Digest, ...]:
         raise ContentRejected("config.rootfs is missing: this is not the config of an image")
     if rootfs.text("type") not in {"layers", ""}:
         raise ContentRejected('config.rootfs.type is not "layers"')
-    return tuple(
+    diff_ids = tuple(
         parse_digest(text, f"config.rootfs.diff_ids[{place}]") for place, text in enumerate(rootfs.strings("diff_ids"))
     )
+    check_names_something(diff_ids, "config.rootfs.diff_ids")
+    return diff_ids
+
+
+def check_names_something(digests: Iterable[Digest], where: str) -> None:
+    """Refuse a digest that would name a directory or an image and is not of sha256: runtimes know no other.
+
+    Raises:
+        Unsupported: there is one.
+    """
+    for digest in digests:
+        if digest.algorithm != "sha256":
+            raise Unsupported(f"{where} has a {digest.algorithm} digest; images and layers are named by sha256 only")
 
 
 def user_of(user: str) -> int | str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import ContentRejected, LimitExceeded, Unsupported
 from cri_shim.oci import media
-from cri_shim.oci.config import ImageConfig, parse_config
+from cri_shim.oci.config import ImageConfig, check_names_something, parse_config
 from cri_shim.oci.descriptor import Descriptor, parse_descriptor
 from cri_shim.oci.fields import Fields, KnownKeys
 from cri_shim.oci.shown import shown
@@ -176,6 +176,7 @@ def _config(fields: Fields) -> Descriptor:
     config = parse_descriptor(fields.values.get("config"), "manifest.config")
     if not media.is_config(config.media_type):
         raise Unsupported(f"this is an artifact of the type {shown(config.media_type)}, not an image")
+    check_names_something((config.digest,), "manifest.config")
     if config.size_bytes > DOCUMENT_BYTES:
         raise LimitExceeded(f"the config has {config.size_bytes} bytes, more than {DOCUMENT_BYTES}")
     return config

@@ -92,6 +92,7 @@ def _images(config: Config, opened: Store, transport: Transport) -> Images:
         fingerprint_key=os.urandom(32),
         downloads_per_image=config.max_downloads_per_image,
         most_layers=config.limits.layers,
+        stale_seconds=config.stale_if_unreachable_seconds,
     )
     view = View(
         settings.platform, sources.credentials, settings.most_layers, DaemonExecutor("explain", _EXPLAINED_AT_ONCE)

@@ -48,13 +48,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# A server that could not be stopped: freeing it would wait for what did not end.
+_left_behind: list[grpc.aio.Server] = []
+
 _STATUS_SECONDS: Final = 5.0
-_CALLS_AT_ONCE: Final = 16_384
+_STOP_SECONDS: Final = 3.0
+_CALLS_AT_ONCE: Final = 12_000
 
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1000),  # per connection; a client waits with what goes over
+    # Calls that wait for the event loop. From 1000 on gRPC would cancel some by lot, kubelet's among them.
+    ("grpc.server.max_pending_requests", _CALLS_AT_ONCE),
+    ("grpc.server.max_pending_requests_hard_limit", _CALLS_AT_ONCE),
     ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that says nothing ends
     ("grpc.max_metadata_size", 16 << 10),
@@ -105,7 +112,7 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, be
         questions = {"/explain": lambda query: images.explain(query.get("image", ""))}
         async with (
             admin_socket(Path(config.state) / "admin.sock", pages, questions),
-            _listening(config, listen, images, gate) as server,
+            _listening(config, listen, images, gate),
             _telling(notifier, images),
         ):
             gc.freeze()  # what was loaded stays; to look through 5 000 images for garbage holds up calls for 90 ms
@@ -115,7 +122,6 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, be
             notifier.stopping()
             log.info("stopping", extra=fields(calls=gate.running, drain_seconds=config.drain_seconds))
             await gate.drain(config.drain_seconds, hurry)
-            await server.stop(grace=1)
     log.info("stopped")
 
 
@@ -131,7 +137,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 @asynccontextmanager
-async def _listening(config: Config, listen: Path, images: Images, gate: Gate) -> AsyncIterator[grpc.aio.Server]:
+async def _listening(config: Config, listen: Path, images: Images, gate: Gate) -> AsyncIterator[None]:
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
     node = Node(Spelling(config.runtime, config.pinned), config.root, frozenset(config.runtime_handlers))
     services = (ImageService(images, node, gate), RuntimeService(images, gate))
@@ -144,9 +150,19 @@ async def _listening(config: Config, listen: Path, images: Images, gate: Gate) -
     open_to(listen, int(config.socket_mode, 8), config.socket_gid)
     await server.start()
     try:
-        yield server
+        yield
     finally:
-        await server.stop(grace=None)
+        await _stop(server)
+
+
+async def _stop(server: grpc.aio.Server) -> None:
+    """Give the last answers a second to go out. A client that takes none would hold up gRPC for good."""
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            await server.stop(grace=1)
+    except TimeoutError:
+        log.warning("a client takes no answers; it is left behind")
+        _left_behind.append(server)
 
 
 @asynccontextmanager

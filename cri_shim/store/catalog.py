@@ -14,7 +14,7 @@ from cri_shim.store.image import Image, Usage, sorted_names
 from rootfs.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _SHORT_ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
@@ -60,6 +60,15 @@ class Opening:
     credential: str
     digest: Digest
     at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The layers of a catalog at one moment, and what was proved about them."""
+
+    layers: dict[str, Layer]
+    proofs: set[Proof]
+    deliveries: set[Delivery]
 
 
 @dataclass(slots=True)
@@ -154,13 +163,16 @@ class Catalog:
             )
         return self._usage
 
-    def restore_layers(self, layers: Mapping[str, Layer]) -> None:
-        """Take back *layers*, whose removal failed."""
-        self.layers.update(layers)
+    def restore(self, before: Held) -> None:
+        """Take back what `drop_layers` dropped, when the index could not follow."""
+        self.layers = {**before.layers, **self.layers}
+        self.proofs |= before.proofs
+        self.deliveries |= before.deliveries
         self._usage = None
 
-    def drop_layers(self, names: Iterable[str]) -> None:
-        """Forget layers, and what was proved about a diff ID or blob that is no longer here."""
+    def drop_layers(self, names: Iterable[str]) -> Held:
+        """Forget layers, and what was proved about a diff ID or blob that is no longer here; return what was held."""
+        before = Held(dict(self.layers), set(self.proofs), set(self.deliveries))
         self._usage = None
         for name in names:
             self.layers.pop(name, None)
@@ -169,6 +181,7 @@ class Catalog:
         documents = self.documents()
         kept = {proof.blob for proof in self.proofs}
         self.deliveries = {d for d in self.deliveries if d.blob in kept or d.blob in documents}
+        return before
 
     def put_opening(self, opening: Opening, outdated: Iterable[Opening] = ()) -> None:
         """Record an opening in the place of the credential's last one, and forget those that are *outdated*."""

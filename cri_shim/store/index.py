@@ -1,8 +1,7 @@
 """The index on the disk: SQLite, one writer, every commit synced. The only door to sqlite3.
 
 WAL with `synchronous=FULL`: NORMAL may lose the last commits in a power cut, and a commit is what a reply stands on.
-All methods block and are called in one thread. The schema's version is `user_version`; the index can be rebuilt from
-the seals of the layers and the records beside the configs.
+All methods block and are called in one thread. The schema's version is `user_version`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ CREATE TABLE openings (name TEXT NOT NULL, credential TEXT NOT NULL, digest TEXT
 """,
 )
 _VERSION = len(_MIGRATIONS)
-_FULL = ("database or disk is full", "disk I/O error")
+_FULL = ("database or disk is full",)
 
 
 class Index:
@@ -58,7 +57,10 @@ class Index:
         Raises:
             StoreDamaged: the file is no index, or was written by a newer cri-shim.
         """
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise StoreDamaged(f"{path} cannot be opened: {error}") from error
         index = cls(connection, path)
         with index._translated():
             connection.execute("PRAGMA journal_mode=WAL")
@@ -169,12 +171,14 @@ class Index:
             self._forget(db, openings)
 
     def drop_layers(self, names: Iterable[str], deliveries: Iterable[Delivery]) -> None:
-        """Forget layers, what was proved about a diff ID that is no longer here, and all but *deliveries*."""
+        """Forget layers, what was proved about a diff ID that is no longer here, and *deliveries*."""
         with self._transaction() as db:
             db.executemany("DELETE FROM layers WHERE name = ?", [(name,) for name in names])
             db.execute("DELETE FROM proofs WHERE diff_id NOT IN (SELECT diff_id FROM layers)")
-            db.execute("DELETE FROM deliveries")
-            self._deliver(db, deliveries)
+            db.executemany(
+                "DELETE FROM deliveries WHERE registry = ? AND repository = ? AND blob = ?",
+                [(d.registry, d.repository, str(d.blob)) for d in deliveries],
+            )
 
     @staticmethod
     def _deliver(db: sqlite3.Connection, deliveries: Iterable[Delivery]) -> None:
@@ -234,4 +238,4 @@ class Index:
                 raise NoSpace(f"{self._path}: {error}") from error
             raise StoreDamaged(f"{self._path}: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise StoreDamaged(f"{self._path}: {error}; it can be made anew from what lies beside it") from error
+            raise StoreDamaged(f"{self._path}: {error}") from error

@@ -18,6 +18,7 @@ from cri_shim.store.durable import from_os_error
 from rootfs.watermarks import WatermarkWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -27,8 +28,8 @@ class Ingest:
     *generation* changes when what was written has become void.
     """
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
-        """Make the file.
+    def __init__(self, path: Path, size_bytes: int, arriving: Callable[[], None] = lambda: None) -> None:
+        """Make the file. *arriving* is called when there is something to read, maybe more than once, in any thread.
 
         Raises:
             NoSpace, StoreDamaged: the disk has no room, or fails.
@@ -38,6 +39,7 @@ class Ingest:
         self.position_bytes = 0
         self.generation = 0
         self._complete = False
+        self._arriving = arriving
         self._lock = threading.Lock()
         self._followers: list[tuple[int, WatermarkWriter]] = []
         try:
@@ -60,6 +62,8 @@ class Ingest:
                     written = os.pwrite(self._fd, view, self.position_bytes)
                 except OSError as error:
                     raise from_os_error(error, self._path.parent) from error
+                if self.position_bytes == 0:
+                    self._arriving()
                 self.position_bytes += written
                 for _, follower in self._followers:
                     follower.advance(self.position_bytes)
@@ -80,6 +84,7 @@ class Ingest:
         with self._lock:
             self._check_open()
             self._complete = True
+            self._arriving()
             for _, follower in self._followers:
                 follower.end(self.position_bytes)
 

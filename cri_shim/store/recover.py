@@ -8,25 +8,29 @@ images that stand on it are not whole any more and are not listed.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import StoreDamaged
-from cri_shim.store.seal import decode_seal
+from cri_shim.store.seal import Seal, decode_seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cri_shim.store.catalog import Catalog, Layer
+    from cri_shim.store.catalog import Catalog, Layer, Proof
     from rootfs.commit import Found
     from rootfs.digest import Digest
+
+
+_OURS = re.compile(r"[0-9a-f]{64}")  # a directory of another name is not ours to remove: lost+found, say
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do: layers to adopt, directories to trash, rows to drop, images to drop, documents to delete."""
 
-    adopt: tuple[Layer, ...]
+    adopt: tuple[tuple[Layer, Proof | None], ...]
     trash: tuple[str, ...]
     lost_layers: tuple[str, ...]
     lost_images: tuple[Digest, ...]
@@ -35,17 +39,18 @@ class Plan:
 
 def plan_recovery(catalog: Catalog, found: Iterable[Found], documents: Iterable[Digest]) -> Plan:
     """Compare *catalog* with the layer directories and documents that lie on the disk."""
-    adopt: list[Layer] = []
+    adopt: list[tuple[Layer, Proof | None]] = []
     trash: list[str] = []
     present: set[str] = set()
     for directory in found:
-        layer = _layer_of(directory)
-        if layer is None:
-            trash.append(directory.name)
+        seal = _seal_of(directory)
+        if seal is None:
+            if _OURS.fullmatch(directory.name):
+                trash.append(directory.name)
             continue
-        present.add(layer.name)
-        if layer.name not in catalog.layers:
-            adopt.append(layer)
+        present.add(seal.name)
+        if seal.name not in catalog.layers:
+            adopt.append((seal.layer, seal.proof))
     on_disk = set(documents)
     lost = tuple(name for name in catalog.layers if name not in present)
     whole = {
@@ -63,11 +68,11 @@ def plan_recovery(catalog: Catalog, found: Iterable[Found], documents: Iterable[
     )
 
 
-def _layer_of(directory: Found) -> Layer | None:
+def _seal_of(directory: Found) -> Seal | None:
     if directory.seal is None:
         return None
     try:
-        layer = decode_seal(directory.seal).layer
+        seal = decode_seal(directory.seal)
     except StoreDamaged:
         return None
-    return layer if layer.name == directory.name else None
+    return seal if seal.name == directory.name else None

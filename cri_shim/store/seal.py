@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cri_shim.errors import StoreDamaged
-from cri_shim.store.catalog import Layer
+from cri_shim.store.catalog import Layer, Proof
 from cri_shim.store.image import Usage
 from rootfs.digest import Digest
 from rootfs.errors import RootfsError
@@ -49,6 +49,11 @@ class Seal:
     def layer(self) -> Layer:
         """The row of the index for this layer."""
         return Layer(self.name, self.diff_id, self.form, self.usage, self.ghosts, self.implied)
+
+    @property
+    def proof(self) -> Proof | None:
+        """What the arrival of this layer has proved; a form proves nothing."""
+        return Proof(Digest.parse(self.blob), self.diff_id) if self.form == "plain" and self.blob else None
 
 
 class _Fields(msgspec.Struct, forbid_unknown_fields=True):

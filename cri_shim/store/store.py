@@ -20,12 +20,13 @@ from cri_shim.store.durable import from_os_error
 from cri_shim.store.image import Image, Usage, record_of
 from cri_shim.store.index import Index
 from cri_shim.store.recover import Plan, plan_recovery
+from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from concurrent.futures import Executor
 
-    from cri_shim.store.catalog import Catalog, Delivery, Layer, Opening, Proof
+    from cri_shim.store.catalog import Catalog, Delivery, Held, Layer, Opening, Proof
     from cri_shim.store.layout import Layout
     from rootfs.client import Helper, Job
     from rootfs.digest import Digest
@@ -70,6 +71,8 @@ class Store:
         self._grace: dict[str, float] = {}
         self._leaving: dict[str, asyncio.Event] = {}
         self._trash_usage = Usage(0, 0)
+        self._untrashed: set[str] = set()
+        self.damaged: set[Digest] = set()
         self._emptying: asyncio.Task[None] | None = None
 
     @classmethod
@@ -101,10 +104,13 @@ class Store:
         try:
             yield lease
         finally:
-            await asyncio.gather(*lease.writing, return_exceptions=True)  # `put_image` raised what failed
-            self._leases.discard(lease)
-            self._spare(lease.layers - self.catalog.referenced())
-            await self._drop_documents(lease.documents)
+            await undisturbed(self._end(lease))
+
+    async def _end(self, lease: Lease) -> None:
+        await asyncio.gather(*lease.writing, return_exceptions=True)  # `put_image` raised what failed
+        self._leases.discard(lease)
+        self._spare(lease.layers - self.catalog.referenced())
+        await self._drop_documents(lease.documents)
 
     async def disk(self, work: Callable[[], T]) -> T:
         """Run *work* in a disk thread.
@@ -116,6 +122,17 @@ class Store:
             return await asyncio.get_running_loop().run_in_executor(self._threads.disk, work)
         except OSError as error:
             raise from_os_error(error, self.layout.root) from error
+
+    async def made(self, work: Callable[[], T], undo: Callable[[T], None]) -> T:
+        """Run *work* in a disk thread; what it made for a caller who has gone meanwhile is undone."""
+        task = asyncio.ensure_future(self.disk(work))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is None:
+                await undisturbed(self.disk(lambda: undo(task.result())))
+            raise
 
     def keep_document(self, digest: Digest, data: bytes, lease: Lease) -> None:
         """Begin to write a manifest, an index or a config to the disk; `put_image` waits until it is there."""
@@ -164,12 +181,16 @@ class Store:
         Raises:
             NoSpace, StoreDamaged: a document, the record or the row could not be written; there is no image.
         """
-        record = self.disk(lambda: self.blobs.put_record(image.id, record_of(image)))
-        await asyncio.gather(record, *lease.writing)
+        write = self.disk(lambda: self.blobs.put_record(image.id, record_of(image)))
+        lease.writing.append(asyncio.create_task(write, name=f"record {image.id}"))
+        await asyncio.shield(asyncio.gather(*lease.writing))  # who leaves must not cut the writers short
+        before = self.catalog.images.get(image.id)
         await self._change(
             lambda: self._index.put_image(image, names, deliveries),
             lambda: self.catalog.put(image, names, deliveries),
         )
+        self.damaged.discard(image.id)
+        await self._drop_documents(document.digest for document in (before.documents if before else ()))
         return self.catalog.images[image.id]
 
     async def remove_image(self, image: Digest, patience_seconds: float) -> None:
@@ -190,8 +211,8 @@ class Store:
         victims = {name: self.catalog.layers[name] for name in self._unused()}
         if victims:
             gone = self._leave(victims)
-            self.catalog.drop_layers(victims)
-            await undisturbed(self._drop_layers(victims, gone))
+            before = self.catalog.drop_layers(victims)
+            await undisturbed(self._drop_layers(victims, before, gone))
         return tuple(victims)
 
     async def discard(self, staging: str) -> None:
@@ -221,9 +242,8 @@ class Store:
         await self._in_index(lambda: self._carry_out(plan))
         self.catalog = await self._in_index(self._index.load)
         await self.disk(lambda: self.blobs.remove(plan.stray_documents))
-        self._spare(layer.name for layer in plan.adopt)
-        if plan.trash:
-            await run_job(self.helper.trash(plan.trash))
+        self._spare(self.catalog.layers.keys() - self.catalog.referenced())
+        self._untrashed.update(plan.trash)
         self._empty_trash()
         for digest in plan.lost_images:
             _log.error("image %s is not whole on the disk and is no longer listed; pull it again", digest)
@@ -233,15 +253,18 @@ class Store:
     def _carry_out(self, plan: Plan) -> None:
         for digest in plan.lost_images:
             self._index.drop_image(digest)
-        for layer in plan.adopt:
-            self._index.put_layer(layer)
+        for layer, proof in plan.adopt:
+            self._index.put_layer(layer, proof)
         if plan.lost_layers:
-            self.catalog.drop_layers(plan.lost_layers)
-            self._index.drop_layers(plan.lost_layers, self.catalog.deliveries)
+            gone = self.catalog.drop_layers(plan.lost_layers).deliveries - self.catalog.deliveries
+            self._index.drop_layers(plan.lost_layers, gone)
 
     def _empty_ingest(self) -> None:
         for path in self.layout.ingest.iterdir():
-            path.unlink()
+            if path.is_dir():
+                _log.warning("%s is not ours and is left alone", path)
+            else:
+                path.unlink()
 
     def _spare(self, names: Iterable[str]) -> None:
         names = set(names)
@@ -261,18 +284,30 @@ class Store:
         held = self.catalog.referenced().union(self._grace, *(lease.layers for lease in self._leases))
         return [name for name in self.catalog.layers if name not in held]
 
-    async def _drop_layers(self, victims: dict[str, Layer], gone: asyncio.Event) -> None:
-        names, deliveries = tuple(victims), tuple(self.catalog.deliveries)
+    async def _drop_layers(self, victims: dict[str, Layer], before: Held, gone: asyncio.Event) -> None:
+        names, deliveries = tuple(victims), before.deliveries - self.catalog.deliveries
         try:
             await self._in_index(lambda: self._index.drop_layers(names, deliveries))
-            self._trash_usage += sum((layer.usage for layer in victims.values()), Usage(0, 0))
-            await run_job(self.helper.trash(names))
         except Exception:
-            self.catalog.restore_layers(victims)
+            self.catalog.restore(before)
             raise
+        else:
+            self._trash_usage += sum((layer.usage for layer in victims.values()), Usage(0, 0))
+            self._untrashed.update(names)
+            await self._trash()
         finally:
             self._left(victims, gone)
         self._empty_trash()
+
+    async def _trash(self) -> None:
+        """Move to the trash what has no row any more; what cannot go now is tried again with the next removal."""
+        names = tuple(self._untrashed)
+        try:
+            await run_job(self.helper.trash(names))
+        except RootfsError as error:
+            _log.error("layers that nothing needs stay in their place until the next removal: %s", error)
+        else:
+            self._untrashed.difference_update(names)
 
     async def _write_document(self, digest: Digest, data: bytes) -> None:
         await self.ready_for(str(digest))
@@ -312,6 +347,8 @@ class Store:
             self._emptying.add_done_callback(_log_failure)
 
     async def _unlink_trash(self) -> None:
+        if self._untrashed:
+            await self._trash()
         pending = Usage(-1, 0)
         while pending != self._trash_usage:  # more may have been thrown in while the last lot was unlinked
             pending = self._trash_usage
@@ -331,19 +368,27 @@ class Store:
 
 
 async def run_job(job: Job[T]) -> T:
-    """Wait for a job of the helper; a cancelled caller cancels it."""
+    """Wait for a job of the helper; a cancelled caller cancels it, and goes on when it has ended."""
     future = asyncio.wrap_future(job.future)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # it is no news to anyone
         job.cancel()
+        await asyncio.wait([future])  # the job still works on its staging directory until it is reaped
         raise
 
 
 async def undisturbed(work: Awaitable[T]) -> T:
-    """Let *work* come to its end although the caller may be cancelled meanwhile."""
-    return await asyncio.shield(asyncio.ensure_future(work))
+    """Let *work* come to its end although the caller is cancelled meanwhile; the caller goes on after that end."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("what a cancelled pull had begun ended badly: %s", error)
+        raise
 
 
 def _log_failure(task: asyncio.Task[T]) -> None:

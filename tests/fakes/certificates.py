@@ -30,13 +30,18 @@ class Pair:
 class Authority:
     """A CA in a directory: `ca.cert` is what a client trusts."""
 
-    def __init__(self, directory: Path, name: str = "fake CA") -> None:
+    def __init__(self, directory: Path, name: str = "fake CA", *, version_1: bool = False) -> None:
+        """*version_1* makes the CA's own certificate one without any extension, as old tools do."""
         self._dir = directory
         self.ca = Pair(directory / "ca.crt", directory / "ca.key")
         # No key usage extension: Go takes such a CA, Python 3.13's strict flag would not.
         self._run(
             "req", "-x509", *KEY, "-keyout", self.ca.key, "-out", self.ca.cert, "-subj", f"/CN={name}", "-days", "2"
         )
+        if version_1:
+            request = directory / "ca.csr"
+            self._run("req", "-new", "-key", self.ca.key, "-out", request, "-subj", f"/CN={name}")
+            self._run("x509", "-req", "-in", request, "-signkey", self.ca.key, "-out", self.ca.cert, "-days", 2)
 
     @property
     def cert(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -62,8 +63,11 @@ def sample(*more: bytes) -> FakeImage:
 async def left_over(tmp_path: Path, images: Images) -> list[str]:
     await images._store.emptied()
     root = tmp_path / "root"
-    found = [str(path.relative_to(root)) for name in ("staging", "ingest", "trash") for path in (root / name).iterdir()]
-    return found + [path.name for path in (root / "overlay").iterdir() if path.name != "l"]
+    deadline = time.monotonic() + 10
+    while left := [str(path) for name in ("staging", "ingest", "trash") for path in (root / name).iterdir()]:
+        assert time.monotonic() < deadline, left  # the helper sweeps what a cancelled job left, in its own time
+        await asyncio.sleep(0.005)
+    return [path.name for path in (root / "overlay").iterdir() if path.name != "l"]
 
 
 def diff(tmp_path: Path, found: Image, position: int) -> Path:

@@ -94,8 +94,9 @@ def without_blobs(registry: FakeRegistry, repository: str, image: FakeImage, *di
 
 
 async def arriving(registry: FakeRegistry, digest: str) -> None:
-    while not registry.count("GET", digest):
-        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        while not registry.count("GET", digest):
+            await asyncio.sleep(0)
 
 
 async def test_a_present_image_needs_the_right_to_it_also_after_a_restart(
@@ -204,6 +205,20 @@ async def test_a_config_that_names_a_diff_id_unlocks_nothing(
         for host in (shared.host, eves.host):
             with pytest.raises(ContentRejected, match=f"unpacks to .*{TREASURE.diff_id}"):
                 await images.pull(f"{host}/eve/app:1", EVE)
+        assert images.images() == (pulled,)
+
+
+async def test_one_blob_under_two_diff_ids_unlocks_neither(
+    tmp_path: Path, shared: FakeRegistry, eves: FakeRegistry
+) -> None:
+    """Of one blob that stands twice, one place would be looked at and the other believed."""
+    async with node(tmp_path, shared, eves) as images:
+        pulled = await images.pull(f"{shared.host}/ada/app:1", ADA)
+        for said in ((TREASURE, OTHERS), (OTHERS, TREASURE)):
+            lie = image_for(OTHERS, OTHERS, config=config_of(said, architecture=MACHINE))
+            eves.add("eve/app", lie, tag="1")
+            with pytest.raises(ContentRejected, match="two diff IDs"):
+                await images.pull(f"{eves.host}/eve/app:1", EVE)
         assert images.images() == (pulled,)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.real import samples
+from tests.real.node import Node, Secrets
 from tests.real.peers import Containerd
 from tests.real.programs import cache_dir
 from tests.real.registry import DockerRegistry
@@ -77,6 +78,30 @@ def containerd(work, registry):
     running.trust(registry.host)
     yield running
     running.close()
+
+
+@pytest.fixture(scope="session")
+def secrets():
+    """Every secret of the run: `secrets.new("ada")` makes one."""
+    return Secrets()
+
+
+@pytest.fixture
+def node(place, secrets):
+    """Make daemons that are searched for every secret of the run when they end: `node(host, ..., **config)`."""
+    running = []
+
+    def make(*hosts, **options):
+        one = Node(place / f"n{len(running)}", secrets, **options)
+        running.append(one)
+        for host in hosts:
+            one.trust(host)
+        return one
+
+    yield make
+    for one in running:
+        one.stop()
+    assert [line for one in running for line in one.found()] == []
 
 
 @pytest.fixture

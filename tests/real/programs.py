@@ -23,11 +23,12 @@ def cache_dir() -> Path:
 
 def run(*command, check=True, timeout=300, **options) -> subprocess.CompletedProcess:
     """Run a program and return what it did; when *check*, a failure shows what it said."""
+    if "input" not in options:
+        options["stdin"] = subprocess.DEVNULL
+    options.setdefault("text", True)
     done = subprocess.run(
         [os.fspath(word) for word in command],
-        stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
         timeout=timeout,
         check=False,
         **options,

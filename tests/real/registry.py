@@ -26,14 +26,14 @@ class Line:
 
 
 class DockerRegistry:
-    """A running registry; *password* turns basic authentication on."""
+    """A running registry; *password* turns basic authentication on, *auth* is that section of its configuration."""
 
-    def __init__(self, base: Path, *, password: bool = False) -> None:
+    def __init__(self, base: Path, *, password: bool = False, auth: dict | None = None) -> None:
         self.storage, self.log = base / "storage", base / "registry.log"
         self.host = f"{LOOPBACK}:{free_port()}"
         self.storage.mkdir(parents=True)
         config = base / "registry.yml"
-        config.write_text(json.dumps(self._config(base, password=password)))
+        config.write_text(json.dumps(self._config(base, password=password, auth=auth)))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 ["docker-registry", "serve", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -58,6 +58,14 @@ class DockerRegistry:
             run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{self.host}/{name}").stdout
         )
 
+    def manifest_as(self, name: str, creds: str) -> dict:
+        """The manifest that *name* stands for, for somebody with a password."""
+        return json.loads(
+            run(
+                "skopeo", "inspect", "--raw", "--tls-verify=false", "--creds", creds, f"docker://{self.host}/{name}"
+            ).stdout
+        )  # fmt: skip
+
     def lines(self) -> list[Line]:
         found = LINE.finditer(self.log.read_text(errors="replace"))
         return [Line(line["method"], line["path"], int(line["status"])) for line in found]
@@ -75,7 +83,7 @@ class DockerRegistry:
         hex_ = digest.removeprefix("sha256:")
         return self.storage / "docker/registry/v2/blobs/sha256" / hex_[:2] / hex_ / "data"
 
-    def _config(self, base: Path, *, password: bool) -> dict:
+    def _config(self, base: Path, *, password: bool, auth: dict | None) -> dict:
         config = {
             "version": "0.1",
             "log": {"level": "error", "accesslog": {"disabled": False}},
@@ -86,4 +94,6 @@ class DockerRegistry:
             passwords = base / "htpasswd"
             passwords.write_text(HTPASSWD)
             config["auth"] = {"htpasswd": {"realm": "real tests", "path": str(passwords)}}
+        if auth is not None:
+            config["auth"] = auth
         return config

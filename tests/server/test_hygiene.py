@@ -172,16 +172,41 @@ def test_a_call_with_too_many_headers_is_refused(tmp_path):
         answers(stub)
 
 
-def test_a_client_that_reads_nothing_holds_up_nobody(tmp_path):
-    """It asks for the list over and over and never takes an answer."""
-    listing = CALL.replace(literal(":path", "/runtime.v1.ImageService/PullImage"),
-                           literal(":path", "/runtime.v1.ImageService/ListImages"))  # fmt: skip
-    asked = b"".join(frame(HEADERS, 4, 2 * n + 1, listing) + frame(DATA, 1, 2 * n + 1, bytes(5)) for n in range(900))
+def listing(calls: int) -> bytes:
+    """What a client sends that asks for the list *calls* times."""
+    path = [literal(":path", f"/runtime.v1.ImageService/{name}") for name in ("PullImage", "ListImages")]
+    head = CALL.replace(*path)
+    return b"".join(frame(HEADERS, 4, 2 * n + 1, head) + frame(DATA, 1, 2 * n + 1, bytes(5)) for n in range(calls))
+
+
+def test_clients_that_take_no_answer_hold_up_nobody(tmp_path):
     with kubelet(tmp_path) as (daemon, stub), ExitStack() as strangers:
         before, memory_before = descriptors(daemon.pid), memory_bytes(daemon.pid)
         for _ in range(20):
-            strangers.enter_context(stranger(tmp_path, GREETING + asked))
+            strangers.enter_context(stranger(tmp_path, GREETING + listing(100)))
         answers(stub)
         assert memory_bytes(daemon.pid) - memory_before < MORE_MEMORY_BYTES
         strangers.close()
         given_back(daemon, before)
+
+
+@pytest.mark.slow
+def test_a_burst_of_calls_costs_nobody_his_answer(tmp_path):
+    """gRPC cancels calls by lot when more than a thousand wait, unless it is told otherwise."""
+    with kubelet(tmp_path) as (_, stub), ExitStack() as strangers:
+        for _ in range(10):
+            strangers.enter_context(stranger(tmp_path, GREETING + listing(900)))
+        for _ in range(100):
+            assert stub.ImageFsInfo(api_pb2.ImageFsInfoRequest(), timeout=60).image_filesystems
+
+
+@pytest.mark.slow
+def test_clients_that_take_no_answer_do_not_keep_the_daemon_alive(tmp_path):
+    with kubelet(tmp_path) as (daemon, stub), ExitStack() as strangers:
+        for _ in range(10):
+            strangers.enter_context(stranger(tmp_path, GREETING + listing(900)))
+        for _ in range(20):  # their calls were there before these: they are answered, as far as they take it
+            stub.ImageFsInfo(api_pb2.ImageFsInfoRequest(), timeout=60)
+        daemon.terminate()
+        assert daemon.wait(60) == 0
+        assert not (tmp_path / "cri.sock").exists()

@@ -95,8 +95,8 @@ def test_dropping_a_layer_forgets_what_it_proved(index: Index) -> None:
         for where in (index, catalog):
             where.put_layer(row, Proof(digest("b" + seed), row.diff_id), Delivery("r", "a", digest("b" + seed)))
     gone = digest("x").hex
-    catalog.drop_layers((gone,))
-    index.drop_layers((gone,), catalog.deliveries)
+    before = catalog.drop_layers((gone,))
+    index.drop_layers((gone,), before.deliveries - catalog.deliveries)
     assert index.load() == catalog
     assert catalog.proofs == {Proof(digest("by"), digest("y"))}
     assert catalog.deliveries == {Delivery("r", "a", digest("by"))}

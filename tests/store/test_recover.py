@@ -41,14 +41,14 @@ def test_implied_directories_are_read_back() -> None:
 
 def test_a_directory_without_a_row_is_adopted() -> None:
     plan = plan_recovery(Catalog(), [found("a")], [])
-    assert [layer.name for layer in plan.adopt] == [seal("a").name]
+    assert [layer.name for layer, _ in plan.adopt] == [seal("a").name]
     assert plan.trash == ()
 
 
 def test_a_directory_without_a_good_seal_goes_to_the_trash() -> None:
-    strays = [Found("x" * 64, None), Found("y" * 64, b"{"), Found("z" * 64, encode_seal(seal("a")))]
-    plan = plan_recovery(Catalog(), strays, [])
-    assert plan.trash == ("x" * 64, "y" * 64, "z" * 64)
+    strays = [Found("1" * 64, None), Found("2" * 64, b"{"), Found("3" * 64, encode_seal(seal("a")))]
+    plan = plan_recovery(Catalog(), [*strays, Found("lost+found", None)], [])
+    assert plan.trash == ("1" * 64, "2" * 64, "3" * 64)
     assert plan.adopt == ()
 
 

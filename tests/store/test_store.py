@@ -94,6 +94,7 @@ async def test_a_directory_that_is_no_layer_is_removed_at_the_start(tmp_path: Pa
     (tmp_path / "ingest" / "sha256-x").write_bytes(b"half")
     async with opened(tmp_path) as store:
         assert store.catalog.layers == {}
+        await store.emptied()
         assert not (tmp_path / "overlay" / ("f" * 64)).exists()
         assert list((tmp_path / "staging").iterdir()) == []
         assert list((tmp_path / "ingest").iterdir()) == []
