@@ -11,13 +11,13 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.errors import StoreDamaged
 from cri_shim.store.blobs import Blobs
 from cri_shim.store.durable import from_os_error
-from cri_shim.store.image import Image, Usage, record_of
+from cri_shim.store.image import Image, Usage, record_of, sorted_names
 from cri_shim.store.index import Index
 from cri_shim.store.recover import Plan, plan_recovery
 from rootfs.errors import RootfsError
@@ -181,10 +181,12 @@ class Store:
         Raises:
             NoSpace, StoreDamaged: a document, the record or the row could not be written; there is no image.
         """
-        write = self.disk(lambda: self.blobs.put_record(image.id, record_of(image)))
+        before = self.catalog.images.get(image.id)
+        tags, digests = sorted_names({*names, *(before.names if before else ())})
+        record = record_of(replace(image, tags=tags, digests=digests))
+        write = self.disk(lambda: self.blobs.put_record(image.id, record))
         lease.writing.append(asyncio.create_task(write, name=f"record {image.id}"))
         await asyncio.shield(asyncio.gather(*lease.writing))  # who leaves must not cut the writers short
-        before = self.catalog.images.get(image.id)
         await self._change(
             lambda: self._index.put_image(image, names, deliveries),
             lambda: self.catalog.put(image, names, deliveries),
