@@ -174,6 +174,7 @@ def unpack(apply: Apply, order: Unpacking) -> tuple[int, wire.Json]:
     except OSError as error:
         raise from_os_error(error) from None
     _check(applied, order)
+    wire.write_paths(RESULT, (*applied.opaque, *applied.implied))
     return (MARKS if applied.opaque else DONE), {"value": values.from_applied(applied)}
 
 

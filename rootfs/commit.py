@@ -24,7 +24,7 @@ SYNCS: Final = ("syncfs", "fsync", "off")
 SEAL_BYTES: Final = 1 << 14
 """The longest seal that is read back; a longer one counts as none."""
 
-IMPLIED_BYTES: Final = 16 << 20
+IMPLIED_BYTES: Final = 32 << 20
 """The longest list of implied directories."""
 
 _WRITE_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

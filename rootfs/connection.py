@@ -85,11 +85,15 @@ class Job(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A job that was sent, the name under staging that it is about, and how to read its result."""
+    """A job that was sent, the name under staging that it is about, and how to read its result.
+
+    `small` is for the unpacker's, which is hostile: little JSON, and paths.
+    """
 
     job: Job[Any]
     staging: str
     read: Callable[[object], object]
+    small: bool = False
 
 
 class Connection:
@@ -130,10 +134,10 @@ class Connection:
             self._last += 1
             number = self._last
             job: Job[T] = Job(lambda: self._cancel(number))
-            self._waiting[number] = _Waiting(job, what[1], read)
+            self._waiting[number] = _Waiting(job, what[1], read, small=what[0] == "unpack")
         try:
             body = wire.made_body(arguments)
-        except (OSError, RootfsError) as error:
+        except (OSError, RootfsError, MemoryError) as error:
             self._fail(number, child.sorted_error(error))
             return job
         try:
@@ -246,11 +250,15 @@ class Connection:
                 job.pid = values.count(message.content.get("pid"))
                 return
             result = _outcome(message, waiting)
-        except RootfsError as error:
-            if message.content.get("code") == child.DONE and waiting.staging:
-                # The child said that it was done and its result is not one: what it made is not wanted either.
-                self.ask(("discard", waiting.staging), {}, lambda _: None)
-            job.future.set_exception(error)
+        except Exception as error:  # Whatever it is, the job has an outcome: nobody else is going to tell.
+            with self._lock:
+                self._waiting.pop(number, None)
+            try:
+                if message.content.get("code") == child.DONE and waiting.staging:
+                    # The child said that it was done and its result is not one: what it made is not wanted either.
+                    self.ask(("discard", waiting.staging), {}, lambda _: None)
+            finally:
+                job.future.set_exception(child.sorted_error(error))
         else:
             job.future.set_result(result)
 
@@ -307,7 +315,7 @@ def _outcome(message: wire.Message, waiting: _Waiting) -> object:
         raise NoSpace("a result arrived without its descriptor: this process has none left")
     if not message.descriptors:
         return waiting.read(None)
-    body = wire.read_body(message.descriptors[0])
+    body = (wire.read_result if waiting.small else wire.read_body)(message.descriptors[0])
     if code in (child.DONE, child.MARKS, child.NOTHING) and "value" in body:
         return waiting.read(body["value"])
     raise wire.to_error(body.get("error"))
@@ -317,7 +325,7 @@ def _killed(code: object) -> RootfsError:
     """Say what the signal means that ended a child."""
     number = -code if isinstance(code, int) else 0
     if number == signal.SIGXCPU:
-        return LimitExceeded("the layer takes more processor time than it may", "cpu_seconds")
+        return LimitExceeded("it takes more processor time than it may", "cpu_seconds")
     if number == signal.SIGSYS:
         return HelperFailed("the unpacker made a system call that it may not make, and was ended")
     try:

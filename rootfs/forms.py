@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, Final
 
 from rootfs.beneath import open_beneath, open_in_root
 from rootfs.duplicate import Duplicator, attributes, copy_metadata, set_metadata
+from rootfs.errors import LimitExceeded
 from rootfs.overlay import OPAQUE_TRUSTED, OPAQUE_USER, PRIVATE_PREFIXES, is_whiteout
+from rootfs.strays import by_component
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 KINDS: Final = ("bottom", "chain", "again")
+
+_LOOKUPS: Final = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,36 +92,111 @@ def inherited(source: int, parents: Sequence[int], implied: Iterable[bytes]) -> 
         source: descriptor of the layer's tree.
         parents: descriptors of the trees below it, nearest first.
         implied: paths; the root is never one of them.
+
+    Raises:
+        LimitExceeded: that is too much work.
     """
-    changed = {}
+    groups: dict[bytes, list[bytes]] = {}
     for path in implied:
-        wanted = _nearest(parents, path) if path else None
-        if wanted is not None:
-            directory = open_beneath(source, path)
-            try:
-                if not wanted.same(_look(directory)):
-                    changed[path] = wanted
-            finally:
+        if path.startswith(b"/"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        if path:
+            above, _, name = path.rpartition(b"/")
+            groups.setdefault(above, []).append(name)
+    search = _Search(source, parents)
+    for above in sorted(groups, key=by_component):
+        search.look_in(above, groups[above])
+    return search.changed
+
+
+class _Search:
+    """Looks implied directories up in the parents: one directory after another, what lies above it first.
+
+    Parents that lack a directory are not asked for anything beneath it, so that a step is mostly one name in an open
+    directory. What is left of parents times directories is bounded, for the layers may be made for this.
+    """
+
+    def __init__(self, source: int, parents: Sequence[int]) -> None:
+        self.changed: dict[bytes, Look] = {}
+        self._source = source
+        self._parents = tuple(parents)
+        self._above: list[tuple[bytes, tuple[int, ...]]] = []
+        self._lookups = 0
+
+    def look_in(self, above: bytes, names: list[bytes]) -> None:
+        """Look up the implied directories *names* of the directory *above*; paths come sorted by component."""
+        while self._above and not above.startswith(self._above[-1][0] + b"/"):
+            self._above.pop()
+        opened = self._open(above, self._above[-1][1] if self._above else self._parents)
+        try:
+            if above:
+                self._above.append((above, tuple(parent for parent, _ in opened)))
+            for name in names if opened else ():
+                self._compare(above + b"/" + name if above else name, name, opened)
+        finally:
+            for _, directory in opened:
                 os.close(directory)
-    return changed
 
-
-def _nearest(parents: Sequence[int], path: bytes) -> Look | None:
-    """Find the directory *path* in the nearest parent that has anything there; anything but a directory ends it."""
-    for parent in parents:
+    def _open(self, above: bytes, parents: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Open the directory in every parent that has it; what is not a directory hides it in all further ones."""
+        opened: list[tuple[int, int]] = []
         try:
-            directory = open_in_root(parent, path)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                continue
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                return None
+            for parent in parents:
+                self._count(1 + above.count(b"/") // 32)
+                directory, hides = _open_in(parent, above)
+                if directory >= 0:
+                    opened.append((parent, directory))
+                if hides:
+                    break
+        except BaseException:
+            for _, directory in opened:
+                os.close(directory)
             raise
+        return opened
+
+    def _compare(self, path: bytes, name: bytes, opened: list[tuple[int, int]]) -> None:
+        for parent, above in opened:
+            self._count(1)
+            try:
+                directory, hides = open_beneath(above, name), True
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    continue
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                directory, hides = _open_in(parent, path)  # a link, perhaps: the slow way
+            if directory >= 0:
+                self._keep(path, directory)
+            if hides or directory >= 0:
+                return
+
+    def _keep(self, path: bytes, directory: int) -> None:
+        """Compare what the parent has, open as *directory*, with what the layer has."""
         try:
-            return _look(directory)
+            wanted = _look(directory)
         finally:
             os.close(directory)
-    return None
+        own = open_beneath(self._source, path)
+        try:
+            if not wanted.same(_look(own)):
+                self.changed[path] = wanted
+        finally:
+            os.close(own)
+
+    def _count(self, lookups: int) -> None:
+        self._lookups += lookups
+        if self._lookups > _LOOKUPS:
+            raise LimitExceeded("its implied directories take too many steps to find in the layers below", "lookups")
+
+
+def _open_in(parent: int, path: bytes) -> tuple[int, bool]:
+    """Open a directory in a parent, -1 where there is none, and tell whether it hides what further parents have."""
+    try:
+        return open_in_root(parent, path), False
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return -1, error.errno != errno.ENOENT
 
 
 class _Form:

@@ -29,6 +29,7 @@ from rootfs import child, jobs, sandbox, values, wire
 from rootfs.apply import apply_layer
 from rootfs.errors import HelperFailed, NoSpace, RootfsError
 from rootfs.layout import Layout, checked_name, make_staged_diff, move_to_trash, open_layout
+from rootfs.overlay import OPAQUE_USER
 from rootfs.probe import Facts, find_facts
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ class _Server:
             staging=job.staging,
             filesystem=staged.filesystem if staged is not None else -1,
             opaque=self._facts.opaque,
+            cpu_seconds=self._cpu_seconds,
         )
         jobs.run_trusted(work, kind, body, job.result, self._pid)
 
@@ -263,11 +265,15 @@ class _Server:
                 self._ended(job, os.waitstatus_to_exitcode(status))
 
     def _ended(self, job: _Job, code: int) -> None:
+        if code == child.MARKS and not self._facts.privileged and self._facts.opaque == OPAQUE_USER.decode("ascii"):
+            code = child.DONE  # `rootfs.tree` has marked them, before their modes forbade it
         if code == child.MARKS and job.kind == "unpack" and job.unpacked < 0 and not job.cancelled:
             try:
                 self._fork(job, lambda: self._do(job, "mark", job.unpacked))
-            except (OSError, RootfsError):
+            except (OSError, RootfsError) as error:
                 code = child.FAILED
+                with contextlib.suppress(OSError):
+                    wire.write_body(job.result, {"error": wire.from_error(child.sorted_error(error))})
             else:
                 return
         del self._jobs[job.number]

@@ -41,6 +41,7 @@ class Work:
         staging: the name under staging that the job is about, "" for none.
         filesystem: descriptor for `commit`, opened before the layer's first write; -1 for none.
         opaque: attribute that marks opaque directories in this store, "" where none can be set.
+        cpu_seconds: processor time that the job may take.
     """
 
     layout: Layout
@@ -48,6 +49,7 @@ class Work:
     staging: str
     filesystem: int
     opaque: str
+    cpu_seconds: int
 
 
 def _mark(work: Work) -> Outcome:
@@ -137,7 +139,8 @@ def run_trusted(work: Work, kind: str, body: int, result: int, parent: int) -> N
 
     def job() -> Outcome:
         sandbox.die_with_parent(parent)
-        arguments = wire.read_body(4)
+        sandbox.limit_processor_time(work.cpu_seconds)
+        arguments = wire.read_result(4) if kind == "mark" else wire.read_body(4)
         filesystem = 10 if work.filesystem >= 0 else -1
         return JOBS[kind](dataclasses.replace(work, layout=settled, arguments=arguments, filesystem=filesystem))
 

@@ -22,7 +22,9 @@ class Limits:
         records: records in one PAX header, entries in one sparse map.
         depth: directories above an entry, itself included, links followed.
         path_bytes: a name, as it is in the tar and with its links followed.
-        directories: directories in one layer: the only entries that are remembered until its end.
+        directories: directories in one layer, the only entries that are remembered until its end; names count as well
+            that it both hides and has.
+        remembered_bytes: the paths of all of those.
     """
 
     unpacked_bytes: int = 64 << 30
@@ -35,3 +37,4 @@ class Limits:
     depth: int = 512
     path_bytes: int = 4095
     directories: int = 500_000
+    remembered_bytes: int = 64 << 20

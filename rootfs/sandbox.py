@@ -158,9 +158,14 @@ def _set_limits(bounds: Bounds) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # A write beyond the limit fails with EFBIG instead.
     _set_limit(resource.RLIMIT_FSIZE, bounds.file_bytes)
     _set_limit(resource.RLIMIT_NOFILE, bounds.descriptors)
-    _set_limit(resource.RLIMIT_CPU, bounds.cpu_seconds, grace=1)  # SIGXCPU tells what SIGKILL would not.
+    limit_processor_time(bounds.cpu_seconds)
     _set_limit(resource.RLIMIT_AS, bounds.memory_bytes)
     _set_limit(resource.RLIMIT_CORE, 0)
+
+
+def limit_processor_time(seconds: int) -> None:
+    """Have the kernel end this process once it took *seconds* of processor time."""
+    _set_limit(resource.RLIMIT_CPU, seconds, grace=1)  # SIGXCPU tells what SIGKILL would not.
 
 
 def _set_limit(which: int, wanted: int, *, grace: int = 0) -> None:

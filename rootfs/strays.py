@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+def by_component(path: bytes) -> bytes:
+    """Give a key that sorts paths so that all that lies beneath a directory follows it at once: `a`, `a/b`, `a-`."""
+    return path.replace(b"/", b"\0")
+
+
 def drop_strays(root: int, opaque: Iterable[bytes]) -> int:
-    """Remove the whiteouts beneath the directories *opaque* of *root*, which are sorted; return how many.
+    """Remove the whiteouts beneath the directories *opaque* of *root*; return how many.
 
     Raises:
         OSError: the kernel's own answer.
     """
     dropped = 0
     done: bytes | None = None
-    for top in opaque:
+    for top in sorted(opaque, key=by_component):
         if done is not None and (not done or top.startswith(done + b"/")):
             continue
         done = top
@@ -41,17 +46,21 @@ def _drop_in(root: int, path: bytes) -> tuple[int, list[bytes]]:
     """Remove the whiteouts in one directory; return how many, and the names of the directories in it."""
     directory = open_beneath(root, path)
     try:
+        strays, below = [], []
         with os.scandir(directory) as entries:
-            found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False), _hides(entry)) for entry in entries]
-        strays = [name for name, _, hides in found if hides]
+            for entry in entries:  # only these are remembered: files may be millions
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(os.fsencode(entry.name))
+                elif _hides(entry):
+                    strays.append(os.fsencode(entry.name))
         for name in strays:
             os.unlink(name, dir_fd=directory)
     finally:
         os.close(directory)
-    return len(strays), [name for name, is_directory, _ in found if is_directory]
+    return len(strays), below
 
 
 def _hides(entry: os.DirEntry[str]) -> bool:
-    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+    if entry.is_file(follow_symlinks=False) or entry.is_symlink():
         return False
     return is_whiteout(entry.stat(follow_symlinks=False))

@@ -303,7 +303,7 @@ def pax_time_ns(text: bytes, what: str) -> int:
 
 
 def merge_pax(entry: Entry, records: dict[bytes, bytes]) -> None:
-    """Put PAX records over the fields of *entry*; records without a value change nothing.
+    """Put PAX records over the fields of *entry*; records without a value change nothing, but for attributes.
 
     Raises:
         LayerRejected: a value is not of its type.
@@ -311,10 +311,10 @@ def merge_pax(entry: Entry, records: dict[bytes, bytes]) -> None:
     xattrs: list[tuple[bytes, bytes]] = []
     accessed_ns = entry.atime_ns if entry.atime_ns > entry.mtime_ns else 0
     for key, value in records.items():
-        if not value:
-            continue
-        if key.startswith(XATTR_PREFIX):
+        if key.startswith(XATTR_PREFIX):  # these may be empty, as containerd has it
             xattrs.append((key[len(XATTR_PREFIX) :], value))
+        elif not value:
+            continue
         elif key == b"atime":
             accessed_ns = pax_time_ns(value, "the access time")
         elif key == b"ctime":

@@ -6,8 +6,9 @@ mode, times last; a directory belongs to the unpacker, with mode 0700, until the
 DAC_OVERRIDE is needed nor a time is lost. Nothing recurses.
 
 Whiteouts act on lower layers only, wherever they stand in the tar: a name that this layer has stays, and a directory
-that it has as well becomes opaque. Names and forms, case by case, follow containerd but where it fails on what the
-specification allows.
+that it has as well becomes opaque (`rootfs.settle`). Names and forms, case by case, follow containerd but where it
+fails on what the specification allows. The entry of the root itself is applied, as umoci and moby do; containerd
+ignores it.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from rootfs.beneath import DIRECTORY, open_beneath
-from rootfs.errors import LayerRejected, LimitExceeded
+from rootfs.beneath import DIRECTORY
+from rootfs.errors import LayerRejected, LimitExceeded, RootfsError
 from rootfs.leaf import READ, change_mode_at, date_at, has_default_acl, link_at, write, write_all
 from rootfs.names import clean
+from rootfs.overlay import OPAQUE_USER
 from rootfs.parents import Missing, Parents, is_whiteout
 from rootfs.remove import remove_tree
-from rootfs.strays import drop_strays
+from rootfs.settle import open_standing, settle
 from rootfs.tarheader import BLOCK, CHAR, FIFO, LINK, REGULAR, SYMLINK, Entry
 from rootfs.tarheader import DIRECTORY as DIRECTORY_KIND
 from rootfs.whiteout import PREFIX, Mark, mark_of
 from rootfs.xattrs import CAPABILITY, DEFAULT_ACL, is_wanted, namespace_of, set_xattr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from rootfs.limits import Limits
     from rootfs.tarstream import TarStream
@@ -68,6 +70,8 @@ class Tree:
         self._directories: dict[bytes, _Attributes] = {}
         self._implied: set[bytes] = set()
         self._opaque: set[bytes] = set()
+        self._hidden: dict[bytes, tuple[int, int]] = {}  # has a whiteout and something else: owner of the whiteout
+        self._remembered_bytes = 0
         self._born: tuple[int, int] | None = None  # owner and group of what is made here
         self._mode_is_kept = not has_default_acl(root)  # a new file has the mode that it was made with
         self._writers = {
@@ -105,7 +109,7 @@ class Tree:
         place = self._parents.get(parent, Missing.MAKE)
         assert place is not None
         if entry.kind == REGULAR:
-            self._regular(entry, place[0], base)
+            self._regular(entry, place, base)
         else:
             self._writers[entry.kind](entry, path, place[0], place[1], base)
 
@@ -122,13 +126,14 @@ class Tree:
 
     # Regular files, the hot path.
 
-    def _regular(self, entry: Entry, directory: int, base: bytes) -> None:
+    def _regular(self, entry: Entry, place: tuple[int, bytes], base: bytes) -> None:
+        directory = place[0]
         plain = self._mode_is_kept and entry.mode < 0o1000 and not entry.xattrs
         mode = entry.mode if plain else 0o600
         try:
             file = os.open(base, _NEW, mode, dir_fd=directory)
         except FileExistsError:
-            self._clear(directory, base)
+            self._clear(directory, base, _below(place[1], base))
             file = os.open(base, _NEW, mode, dir_fd=directory)
         try:
             self.inodes += 1
@@ -151,8 +156,9 @@ class Tree:
                 write_all(file, self._stream.pieces(entry.stored_bytes))
         else:
             for offset, length in entry.sparse:
-                os.lseek(file, offset, os.SEEK_SET)
-                write_all(file, self._stream.pieces(length))
+                if length:
+                    os.lseek(file, offset, os.SEEK_SET)
+                    write_all(file, self._stream.pieces(length))
             os.ftruncate(file, entry.size_bytes)
         self.usage_bytes += entry.stored_bytes
 
@@ -162,7 +168,7 @@ class Tree:
             return
         if self._born is None:
             self._learn(os.fstat(file))
-        if self._wants_owner(entry):
+        if self._wants_owner(entry, self._born):
             os.fchown(file, entry.uid, entry.gid)
 
     def _describe(self, file: int, entry: Entry) -> None:
@@ -189,11 +195,11 @@ class Tree:
         """New inodes get the same owner everywhere: directories get theirs, and set-group-ID, only at the end."""
         self._born = (status.st_uid, status.st_gid)
 
-    def _wants_owner(self, entry: Entry) -> bool:
-        """Tell whether the owner is to be changed, and count it when it cannot be."""
+    def _wants_owner(self, entry: Entry, now: tuple[int, int] | None) -> bool:
+        """Tell whether the owner, who is *now*, is to be changed, and count it when it cannot be."""
         if not (0 <= entry.uid <= _LAST_ID and 0 <= entry.gid <= _LAST_ID):
             raise LayerRejected(f"its owner {entry.uid}:{entry.gid} is out of range")
-        if (entry.uid, entry.gid) == self._born:
+        if (entry.uid, entry.gid) == now:
             return False
         if not self._privileged:
             self._skip("owner")
@@ -203,7 +209,7 @@ class Tree:
         """Give something that is not open, a link or a node, its owner."""
         if self._born is None:
             self._learn(os.stat(base, dir_fd=directory, follow_symlinks=False))
-        if self._wants_owner(entry):
+        if self._wants_owner(entry, self._born):
             os.chown(base, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
 
     # Directories: made now, described at the end.
@@ -213,7 +219,7 @@ class Tree:
             raise LayerRejected("the root of the layer must stay a directory")
         self._remember(b"", entry, self._root)
 
-    def _directory(self, entry: Entry, path: bytes, directory: int, above: bytes, base: bytes) -> None:
+    def _directory(self, entry: Entry, _path: bytes, directory: int, above: bytes, base: bytes) -> None:
         here = _below(above, base)
         self._make_directory(directory, base, here)
         opened = os.open(base, DIRECTORY, dir_fd=directory)
@@ -222,19 +228,18 @@ class Tree:
         except BaseException:
             os.close(opened)
             raise
-        self._parents.keep(path, (opened, here))
+        # Under its path without links: the name that the entry has may lead elsewhere by now.
+        self._parents.keep(here, (opened, here))
 
     def _make_directory(self, directory: int, base: bytes, path: bytes) -> None:
-        """Make a directory unless it is one. One that takes the place of a whiteout hides what lies below."""
+        """Make a directory unless it is one."""
         try:
             os.mkdir(base, 0o700, dir_fd=directory)
         except FileExistsError:
             status = os.stat(base, dir_fd=directory, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
                 return
-            if is_whiteout(status):
-                self._opaque.add(path)
-            self._clear(directory, base)
+            self._clear(directory, base, path)
             os.mkdir(base, 0o700, dir_fd=directory)
         self.inodes += 1
         self._check_depth(path)
@@ -244,32 +249,38 @@ class Tree:
         if base.startswith(PREFIX):  # only a link leads to such a name; exported again it would be a whiteout
             raise LayerRejected("one of its parents is a link to the name of a whiteout")
         self._make_directory(directory, base, path)
+        self._note(path, self._directories)
         self._directories[path] = (0, 0, _IMPLIED_MODE, -1, -1)
-        if path not in self._opaque:
-            self._implied.add(path)
-        self._check_directories()
+        self._implied.add(path)
 
     def _remember(self, path: bytes, entry: Entry, opened: int) -> None:
         """Set the attributes of a directory, which may be long, and keep the rest for the end."""
         self._attach(opened, entry, entry.xattrs)
         if self._born is None and path:
             self._learn(os.fstat(opened))
-        self._wants_owner(entry)
+        self._wants_owner(entry, self._born)
+        self._note(path, self._directories)
         self._directories[path] = (entry.uid, entry.gid, entry.mode, entry.atime_ns, entry.mtime_ns)
         self._implied.discard(path)
-        self._check_directories()
 
-    def _check_directories(self) -> None:
-        if len(self._directories) > self._limits.directories:
+    def _note(self, path: bytes, where: Container[bytes]) -> None:
+        """Count *path*, which is about to be remembered, unless it is remembered *where* already."""
+        if path in where:
+            return
+        self._remembered_bytes += len(path)
+        if len(self._directories) + len(self._hidden) >= self._limits.directories:
             raise LimitExceeded(f"the layer has more than {self._limits.directories} directories", "directories")
+        if self._remembered_bytes > self._limits.remembered_bytes:
+            sentence = f"the paths of its directories have more than {self._limits.remembered_bytes} bytes"
+            raise LimitExceeded(sentence, "remembered_bytes")
 
     # Links and nodes.
 
-    def _symlink(self, entry: Entry, _path: bytes, directory: int, _above: bytes, base: bytes) -> None:
+    def _symlink(self, entry: Entry, _path: bytes, directory: int, above: bytes, base: bytes) -> None:
         try:
             os.symlink(entry.link, base, dir_fd=directory)
         except FileExistsError:
-            self._clear(directory, base)
+            self._clear(directory, base, _below(above, base))
             os.symlink(entry.link, base, dir_fd=directory)
         self.inodes += 1
         for name, _ in entry.xattrs:
@@ -300,13 +311,13 @@ class Tree:
         old = os.stat(base, dir_fd=place[0], follow_symlinks=False)
         new = os.stat(target_base, dir_fd=target[0], follow_symlinks=False)
         if (old.st_dev, old.st_ino) != (new.st_dev, new.st_ino):
-            self._clear(place[0], base)
+            self._clear(place[0], base, _below(place[1], base))
             link_at(target[0], target_base, place[0], base)
 
     def _describe_at(self, directory: int, base: bytes, entry: Entry) -> None:
         """Put what the header of a hard link says on the inode, as containerd does; mostly it says the same again."""
         status = os.stat(base, dir_fd=directory, follow_symlinks=False)
-        if (entry.uid, entry.gid) != (status.st_uid, status.st_gid) and self._wants_owner(entry):
+        if self._wants_owner(entry, (status.st_uid, status.st_gid)):
             os.chown(base, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
             status = os.stat(base, dir_fd=directory, follow_symlinks=False)
         if entry.xattrs:
@@ -333,25 +344,26 @@ class Tree:
         if not change_mode_at(directory, base, mode):
             self._skip("mode")
 
-    def _device(self, entry: Entry, path: bytes, directory: int, _above: bytes, base: bytes) -> None:
+    def _device(self, entry: Entry, path: bytes, directory: int, above: bytes, base: bytes) -> None:
         if not (0 <= entry.major <= _LAST_MAJOR and 0 <= entry.minor <= _LAST_MINOR):
             raise LayerRejected(f"its device number {entry.major}:{entry.minor} is out of range")
         if entry.kind == CHAR and entry.major == entry.minor == 0:
             self._hide(entry, path.rpartition(b"/")[0], base)
         elif self._privileged:
             kind = stat.S_IFCHR if entry.kind == CHAR else stat.S_IFBLK
-            self._node(entry, directory, base, kind, os.makedev(entry.major, entry.minor))
+            self._node(entry, (directory, above), base, kind, os.makedev(entry.major, entry.minor))
         else:
             self._skip("device")
 
-    def _fifo(self, entry: Entry, _path: bytes, directory: int, _above: bytes, base: bytes) -> None:
-        self._node(entry, directory, base, stat.S_IFIFO, 0)
+    def _fifo(self, entry: Entry, _path: bytes, directory: int, above: bytes, base: bytes) -> None:
+        self._node(entry, (directory, above), base, stat.S_IFIFO, 0)
 
-    def _node(self, entry: Entry, directory: int, base: bytes, kind: int, device: int) -> None:
+    def _node(self, entry: Entry, place: tuple[int, bytes], base: bytes, kind: int, device: int) -> None:
+        directory = place[0]
         try:
             os.mknod(base, kind | entry.mode, device, dir_fd=directory)
         except FileExistsError:
-            self._clear(directory, base)
+            self._clear(directory, base, _below(place[1], base))
             os.mknod(base, kind | entry.mode, device, dir_fd=directory)
         self.inodes += 1
         for name, _ in entry.xattrs:
@@ -386,8 +398,8 @@ class Tree:
         try:
             os.mknod(base, stat.S_IFCHR, 0, dir_fd=directory)
         except FileExistsError:
-            if stat.S_ISDIR(os.stat(base, dir_fd=directory, follow_symlinks=False).st_mode):
-                self._opaque.add(_below(above, base))
+            if not is_whiteout(os.stat(base, dir_fd=directory, follow_symlinks=False)):
+                self._keep_hidden(_below(above, base), (entry.uid, entry.gid))
             return
         except PermissionError:
             if self._privileged:
@@ -398,8 +410,13 @@ class Tree:
         self.whiteouts += 1
         self._own_at(directory, base, entry)
 
-    def _clear(self, directory: int, base: bytes) -> None:
-        """Remove what stands where something else is to be."""
+    def _keep_hidden(self, path: bytes, owner: tuple[int, int]) -> None:
+        """Remember that *path* has a whiteout, though something else stands there."""
+        self._note(path, self._hidden)
+        self._hidden[path] = owner
+
+    def _clear(self, directory: int, base: bytes, path: bytes) -> None:
+        """Remove what stands where something else is to be; *path* is its path without links."""
         status = os.stat(base, dir_fd=directory, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             self._parents.forget()
@@ -410,27 +427,44 @@ class Tree:
         if stat.S_ISLNK(status.st_mode):
             self._parents.forget()
         elif is_whiteout(status):
+            self._keep_hidden(path, (status.st_uid, status.st_gid))
             self.whiteouts -= 1
         os.unlink(base, dir_fd=directory)
 
     # The end.
 
     def finish(self) -> None:
-        """Complete the directories, the deepest first, and drop whiteouts that an opaque directory makes pointless.
+        """Complete the directories, the deepest first, and make of the whiteouts what they come to.
 
         Raises:
             OSError: the kernel's own answer.
         """
-        self.opaque = self._standing(self._opaque)
-        self.implied = self._standing(self._implied)
-        if self.whiteouts:
-            self.whiteouts -= drop_strays(self._root, self.opaque)
+        opaque, implied, more = settle(
+            self._root, self._hidden, self._opaque, self._implied, privileged=self._privileged
+        )
+        self.opaque, self.implied = tuple(sorted(opaque)), tuple(sorted(implied))
+        self.whiteouts += more
+        if not self._privileged:
+            self._mark_opaque()
         for path in sorted(self._directories, reverse=True):
-            directory = self._open_standing(path)
+            directory = open_standing(self._root, path)
             if directory < 0:
                 continue
             try:
                 self._complete(directory, self._directories[path])
+            finally:
+                os.close(directory)
+
+    def _mark_opaque(self) -> None:
+        """Mark opaque directories here: once they have their modes, only a privileged process could."""
+        for path in self.opaque:
+            directory = open_standing(self._root, path)
+            try:
+                os.setxattr(directory, OPAQUE_USER, b"y")
+            except OSError as error:
+                if error.errno == errno.EOPNOTSUPP:
+                    raise RootfsError("the file system has no extended attributes for opaque directories") from error
+                raise
             finally:
                 os.close(directory)
 
@@ -441,24 +475,6 @@ class Tree:
         os.fchmod(directory, mode)
         if mtime_ns >= 0:
             os.utime(directory, ns=(atime_ns, mtime_ns))
-
-    def _open_standing(self, path: bytes) -> int:
-        """Open a directory by its path, -1 when something else, or nothing, took its place."""
-        try:
-            return open_beneath(self._root, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise
-            return -1
-
-    def _standing(self, paths: Iterable[bytes]) -> tuple[bytes, ...]:
-        found = []
-        for path in sorted(paths):
-            directory = self._open_standing(path)
-            if directory >= 0:
-                os.close(directory)
-                found.append(path)
-        return tuple(found)
 
 
 def _below(above: bytes, base: bytes) -> bytes:

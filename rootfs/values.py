@@ -15,7 +15,7 @@ from rootfs.errors import HelperFailed, RootfsError
 from rootfs.forms import FormMade
 from rootfs.limits import Limits
 from rootfs.remove import Stuck
-from rootfs.wire import path_bytes, path_text
+from rootfs.wire import path_bytes, path_text, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,24 +78,24 @@ def digest(value: object) -> Digest:
 
 
 _COUNTS: Final = ("diff_size_bytes", "blob_size_bytes", "entries", "usage_bytes", "inodes", "whiteouts")
-_APPLIED: Final = tuple(field.name for field in dataclasses.fields(Applied))
+_APPLIED: Final = ("paths", *(field.name for field in dataclasses.fields(Applied)))
 
 
 def from_applied(applied: Applied) -> dict[str, object]:
-    """Write down what a layer was."""
+    """Write down what a layer was; its paths, opaque ones first, go beside it (`wire.write_paths`)."""
     return {
         **{name: getattr(applied, name) for name in _COUNTS},
         "diff_id": str(applied.diff_id),
         "blob": str(applied.blob),
         "compression": applied.compression,
-        "opaque": [path_text(path) for path in applied.opaque],
-        "implied": [path_text(path) for path in applied.implied],
+        "opaque": len(applied.opaque),
+        "implied": len(applied.implied),
         "skipped": list(applied.skipped),
     }
 
 
 def to_applied(value: object) -> Applied:
-    """Read what a layer was.
+    """Read what a layer was, from `wire.read_result`.
 
     Raises:
         HelperFailed: it is not that.
@@ -103,6 +103,9 @@ def to_applied(value: object) -> Applied:
     fields = _fields(value, _APPLIED)
     if fields["compression"] not in ("none", "gzip", "zstd"):
         raise HelperFailed("a result names an unknown compression")
+    paths, opaque = fields["paths"], count(fields["opaque"])
+    if not isinstance(paths, tuple) or len(paths) != opaque + count(fields["implied"]):
+        raise HelperFailed("a result has another number of paths than it says")
     return Applied(
         diff_id=digest(fields["diff_id"]),
         diff_size_bytes=count(fields["diff_size_bytes"]),
@@ -113,15 +116,15 @@ def to_applied(value: object) -> Applied:
         usage_bytes=count(fields["usage_bytes"]),
         inodes=count(fields["inodes"]),
         whiteouts=count(fields["whiteouts"]),
-        opaque=tuple(path_bytes(path) for path in array(fields["opaque"])),
-        implied=tuple(path_bytes(path) for path in array(fields["implied"])),
+        opaque=paths[:opaque],
+        implied=paths[opaque:],
         skipped=tuple(_skipped(pair) for pair in array(fields["skipped"])[:_SKIPPED]),
     )
 
 
 def _skipped(value: object) -> tuple[str, int]:
     what, times = _pair(value)
-    return text(what)[:_SKIPPED], count(times)
+    return printable(text(what)[:_SKIPPED]), count(times)
 
 
 def _pair(value: object) -> tuple[object, object]:

@@ -28,14 +28,15 @@ def namespace_of(name: bytes) -> str:
 def is_wanted(name: bytes, *, privileged: bool) -> bool:
     """Tell whether an attribute out of a layer is to be set.
 
-    Files' own attributes are: user, capabilities, POSIX ACLs, trusted. The node's are not: labels of security modules,
-    measurements, and above all what overlayfs keeps for itself, which would make a layer say what lies below it.
+    Files' own attributes are: user, capabilities, POSIX ACLs. The node's are not: labels of security modules,
+    measurements, trusted ones, and above all what overlayfs keeps for itself, which would make a layer say what lies
+    below it.
     """
     if name.startswith(_OVERLAY):
         return False
     if name.startswith(b"user.") or name in _ACLS:
         return True
-    return privileged and (name == CAPABILITY or name.startswith(b"trusted."))
+    return privileged and name == CAPABILITY
 
 
 def set_xattr(descriptor: int, name: bytes, value: bytes, *, privileged: bool) -> bool:
@@ -49,7 +50,7 @@ def set_xattr(descriptor: int, name: bytes, value: bytes, *, privileged: bool) -
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return False
-        if error.errno in _REFUSED and (not privileged or name.startswith(b"trusted.")):
+        if error.errno in _REFUSED and not privileged:
             return False
         if error.errno == errno.EINVAL and not privileged and name in _ACLS:
             return False  # it names an owner that this user namespace does not have

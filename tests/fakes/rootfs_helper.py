@@ -72,6 +72,13 @@ def device(root):
     os.open("null", os.O_RDONLY, dir_fd=root)
 
 
+def mark(root, paths):
+    for path in paths:
+        directory = os.open(path or b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
+        os.setxattr(directory, "user.overlay.opaque", b"y")
+        os.close(directory)
+
+
 DEEDS = {
     b"exec": lambda root: os.execv("/bin/true", ["true"]),
     b"fork": lambda root: os.fork(),
@@ -109,7 +116,10 @@ def apply(source, root, order):
         tree(root, rest)
     elif deed == b"opaque":
         tree(root, rest.partition(b"\n\n")[0])
-        return applied(data, opaque=tuple(rest.partition(b"\n\n")[2].split(b"\n")))
+        opaque = tuple(rest.partition(b"\n\n")[2].split(b"\n"))
+        if not order.privileged:
+            mark(root, opaque)
+        return applied(data, opaque=opaque)
     elif deed == b"link":
         os.symlink(rest, "link", dir_fd=root)
         return applied(data, opaque=(b"link",))

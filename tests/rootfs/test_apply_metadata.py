@@ -117,6 +117,7 @@ def test_capabilities_that_are_none_are_refused(ground):
         ("system.nfs4_acl", "system"),
         ("evil", "other"),
         ("", "other"),
+        ("trusted.x", "trusted"),
         ("trusted.overlay.opaque", "overlay"),
         ("trusted.overlay.redirect", "overlay"),
         ("user.overlay.opaque", "overlay"),
@@ -132,7 +133,8 @@ def test_attributes_of_the_node_are_never_set(ground, name, kind, make):
 
 def test_attributes_in_other_formats_are_ignored(ground):
     applied = ground.apply(tar(F("x", pax={"LIBARCHIVE.xattr.user.foo": b"YmFy", "SCHILY.xattr.user.empty": b""})))
-    assert os.listxattr(ground.root / "x") == []
+    assert os.listxattr(ground.root / "x") == ["user.empty"], "empty ones are set, as containerd does"
+    assert os.getxattr(ground.root / "x", "user.empty") == b""
     assert applied.skipped == ()
 
 
@@ -404,3 +406,9 @@ def test_pax_owner_and_size_override(ground):
     ground.apply(tar(entry, F("g")))
     assert ground.read("f") == b"abc"
     assert "g" in ground.names()
+
+
+@pytest.mark.needs("root")
+def test_the_header_of_a_hard_link_gives_an_inode_back_to_root(ground):
+    ground.apply(tar(F("a", b"x", uid=1000, gid=1000), H("b", "a", uid=0, gid=0)))
+    assert (ground.stat("a").st_uid, ground.stat("a").st_gid) == (0, 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 
 import pytest
 
-from rootfs.errors import LayerRejected
+from rootfs.errors import LayerRejected, LimitExceeded
 from tests.fakes.ground import Ground
 from tests.fakes.tars import C, D, F, H, P, S, tar
 
@@ -216,3 +217,64 @@ def test_whiteouts_where_they_take_a_privilege(ground, monkeypatch):
     monkeypatch.setattr(os, "mknod", refuse)
     applied = ground.apply(tar(F(".wh.file")), privileged=False)
     assert (applied.whiteouts, applied.skipped) == (0, (("whiteout", 1),))
+
+
+@pytest.mark.parametrize(
+    ("parts", "names", "opaque", "implied"),
+    [
+        ([F(".wh.dir"), F("dir/.wh.a")], {"dir"}, (), ()),
+        ([F(".wh.dir"), F("dir/s/t/.wh.a")], {"dir"}, (), ()),
+        ([F(".wh.dir"), F("dir/s/.wh.a"), D("dir")], {"dir"}, (b"dir",), ()),
+        ([F(".wh.dir"), F("dir/n")], {"dir", "dir/n"}, (b"dir",), ()),
+        ([F(".wh.dir"), F("dir/n"), F("dir/s/.wh.a")], {"dir", "dir/n"}, (b"dir",), ()),
+        ([F(".wh.dir"), F("dir/.wh.s"), F("dir/s/.wh.a")], {"dir"}, (), ()),
+        ([F(".wh.d"), F("d/s/.wh.s"), F("d/s/t/n")], {"d", "d/s", "d/s/t", "d/s/t/n"}, (b"d",), (b"d/s", b"d/s/t")),
+    ],
+)
+def test_whiteouts_do_not_depend_on_their_order(ground, parts, names, opaque, implied):
+    for order in itertools.permutations(parts):
+        applied = ground.apply(tar(*order))
+        assert (ground.names(), applied.opaque, applied.implied) == (names, opaque, implied)
+        assert applied.whiteouts == sum(ground.is_whiteout(name) for name in names)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_hidden_name_that_ends_as_a_directory_is_opaque(ground, order):
+    parts = (F(".wh.dir"), F("dir"), D("dir/"))
+    applied = ground.apply(tar(*(parts[place] for place in order)))
+    if ground.is_dir("dir"):
+        assert applied.opaque == (b"dir",)
+    else:
+        assert applied.opaque == ()
+    assert applied.whiteouts == 0
+
+
+@pytest.mark.needs("root")
+def test_a_whiteout_that_comes_back_has_its_owner(ground):
+    ground.apply(tar(F("dir/.wh.a"), F(".wh.dir", uid=7, gid=8)))
+    assert ground.is_whiteout("dir")
+    assert (ground.stat("dir").st_uid, ground.stat("dir").st_gid) == (7, 8)
+
+
+def test_names_that_are_hidden_and_there_are_bounded(ground):
+    parts = [part for name in "abcd" for part in (F(name), F(".wh." + name))]
+    assert ground.apply(tar(*parts), directories=4).whiteouts == 0
+    with pytest.raises(LimitExceeded) as caught:
+        ground.apply(tar(*parts), directories=3)
+    assert caught.value.bound == "directories"
+
+
+def test_remembered_paths_are_bounded(ground):
+    parts = [D("a" * 100), F("b" * 50 + "/c"), D("a" * 100)]
+    ground.apply(tar(*parts), remembered_bytes=150)
+    with pytest.raises(LimitExceeded) as caught:
+        ground.apply(tar(*parts), remembered_bytes=149)
+    assert caught.value.bound == "remembered_bytes"
+
+
+def test_without_privilege_opaque_directories_are_marked_here(ground):
+    mine = {"uid": os.geteuid(), "gid": os.getegid()}
+    applied = ground.apply(tar(D("d", mode=0o555, **mine), F("d/" + OPQ, **mine)), privileged=False)
+    assert applied.opaque == (b"d",)
+    assert os.getxattr(ground.root / "d", "user.overlay.opaque") == b"y"
+    assert ground.mode("d") == 0o555

@@ -175,7 +175,7 @@ def test_a_blob_is_unpacked(tmp_path):
 
 def test_marks_have_a_code_of_their_own(tmp_path):
     code, value = unpacked(tmp_path, b"x", apply=lambda source, *_: applied(source.read(9), opaque=(b"",)))
-    assert (code, value["opaque"]) == (child.MARKS, [""])
+    assert (code, value["opaque"], value["implied"]) == (child.MARKS, 1, 0)
 
 
 @pytest.mark.parametrize("seen", [b"", b"shor", b"other"])

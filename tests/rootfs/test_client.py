@@ -640,3 +640,33 @@ def test_a_hostile_error_is_clean(shared, store):
     with pytest.raises(LayerRejected) as caught:
         result(unpack(shared, "new", b"outside"))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(MemoryError(), NoSpace), (ValueError(), HelperFailed), (OSError(5, "x"), RootfsError)]
+)
+def test_a_result_that_cannot_be_read_fails_its_job_alone(helper, monkeypatch, error, kind):
+    def refuse(_descriptor):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection.wire, "read_result", refuse)
+        with pytest.raises(kind):
+            result(unpack(helper, "one", b"tree\na\n"))
+    assert result(unpack(helper, "two", b"tree\na\n")).entries == 1
+    assert not helper._connection._waiting
+
+
+def test_processor_time_of_every_job_is_bounded(tmp_path, monkeypatch):
+    """The kernel holds each child to it, also those that read no stream."""
+    helper = Helper.start(tmp_path / "store", options=dataclasses.replace(FAKE, cpu_seconds=7))
+    try:
+        result(unpack(helper, "held", b"tree\na\n"))
+        lock = os.open(tmp_path / "store" / "trash", os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        job = helper.empty_trash()  # waits for the lock, so there is a child to look at
+        until(lambda: job.pid and b"Max cpu time              7  " in Path(f"/proc/{job.pid}/limits").read_bytes())
+        os.close(lock)
+        result(job)
+    finally:
+        helper.close()

@@ -8,8 +8,9 @@ import stat
 
 import pytest
 
+from rootfs import forms
 from rootfs.duplicate import attributes
-from rootfs.errors import RootfsError
+from rootfs.errors import LimitExceeded, RootfsError
 from rootfs.forms import inherited, make_form, mark_opaque
 from rootfs.overlay import OPAQUE_USER
 from rootfs.remove import remove_tree
@@ -301,3 +302,29 @@ def test_an_unreadable_source_is_an_error_not_a_part(trees, monkeypatch):
         make_form(trees.descriptor("old"), trees.descriptor("new"))
     assert caught.value.errno == errno.ENOSPC
     assert not isinstance(caught.value, RootfsError)
+
+
+def test_parents_that_lack_a_directory_are_not_asked_below_it(trees, monkeypatch):
+    asked = []
+    open_in_root = forms.open_in_root
+    monkeypatch.setattr(forms, "open_in_root", lambda root, path: asked.append(path) or open_in_root(root, path))
+    (trees("source") / "a/b/c/d").mkdir(parents=True)
+    (trees("far") / "a").mkdir(parents=True)
+    looks = inherited(
+        trees.descriptor("source"),
+        [trees.descriptor(name) for name in ("empty", "far")],
+        (b"a/b/c/d", b"a/b/c", b"a/b", b"a"),
+    )
+    assert looks == {}
+    assert asked == [b"", b"", b"a", b"a", b"a/b"]
+
+
+def test_the_search_is_bounded(trees, monkeypatch):
+    (trees("source") / "d").mkdir()
+    for bound in (2, 1):
+        monkeypatch.setattr(forms, "_LOOKUPS", bound)
+        if bound == 1:
+            with pytest.raises(LimitExceeded):
+                inherited(trees.descriptor("source"), [trees.descriptor("base")], (b"d",))
+        else:
+            assert inherited(trees.descriptor("source"), [trees.descriptor("base")], (b"d",)) == {}

@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from rootfs import strays
 from rootfs.strays import drop_strays
 
 
@@ -43,3 +44,18 @@ def test_strays(tree, opaque, left):
     assert (tree / "a/file").exists()
     assert (tree / "a/fifo").exists()
     assert (tree / "a/link").is_symlink()
+
+
+def test_what_an_opaque_directory_covers_is_walked_once(tmp_path, monkeypatch):
+    """`a-` sorts between `a` and `a/b`, so a walk in the order of bytes would enter `a/b` twice."""
+    for name in ("a/b/c", "a-", "a/b-"):
+        (tmp_path / name).mkdir(parents=True)
+    walked = []
+    drop_in = strays._drop_in
+    monkeypatch.setattr(strays, "_drop_in", lambda root, path: walked.append(path) or drop_in(root, path))
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        drop_strays(root, [b"a", b"a-", b"a/b", b"a/b-", b"a/b/c"])
+    finally:
+        os.close(root)
+    assert sorted(walked) == [b"a", b"a-", b"a/b", b"a/b-", b"a/b/c"]

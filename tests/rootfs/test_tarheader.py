@@ -346,7 +346,7 @@ def test_records_go_over_fields():
 
 
 def test_records_without_a_value_change_nothing():
-    entry = entry_with(dict.fromkeys((b"path", b"linkpath", b"uid", b"size", b"mtime", b"SCHILY.xattr.user.a"), b""))
+    entry = entry_with(dict.fromkeys((b"path", b"linkpath", b"uid", b"size", b"mtime"), b""))
     assert (entry.name, entry.link, entry.uid, entry.size_bytes, entry.mtime_ns, entry.xattrs) == (
         b"n",
         b"l",
@@ -361,3 +361,7 @@ def test_records_without_a_value_change_nothing():
 def test_records_of_the_wrong_type(key):
     with pytest.raises(LayerRejected):
         entry_with({key: b"abc"})
+
+
+def test_attributes_may_be_empty():
+    assert entry_with({b"SCHILY.xattr.user.a": b""}).xattrs == ((b"user.a", b""),)

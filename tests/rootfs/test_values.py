@@ -33,7 +33,7 @@ APPLIED = st.builds(
     whiteouts=COUNTS,
     opaque=PATHS,
     implied=PATHS,
-    skipped=st.lists(st.tuples(st.text(max_size=20), COUNTS), max_size=4).map(tuple),
+    skipped=st.lists(st.tuples(st.text("a:\u00e9", max_size=20), COUNTS), max_size=4).map(tuple),
 )
 ONE = Applied(
     diff_id=Digest.of(b""),
@@ -51,13 +51,18 @@ ONE = Applied(
 )
 
 
+def handed_back(applied):
+    """What the daemon has once it read the body."""
+    return {**travelled(values.from_applied(applied)), "paths": (*applied.opaque, *applied.implied)}
+
+
 def travelled(value):
     return json.loads(json.dumps(value))
 
 
 @given(APPLIED)
 def test_applied_travels(applied):
-    assert values.to_applied(travelled(values.from_applied(applied))) == applied
+    assert values.to_applied(handed_back(applied)) == applied
 
 
 NOT_COUNTS = [-1, 2**63, 1.0, "1", None, True, [], {}]
@@ -68,9 +73,10 @@ NOT_LISTS = [None, "x", 1, {}]
     ("field", "wrong"),
     [
         *((name, wrong) for name in ("entries", "diff_size_bytes", "whiteouts") for wrong in NOT_COUNTS),
-        *((name, wrong) for name in ("opaque", "implied", "skipped") for wrong in NOT_LISTS),
-        ("opaque", [1]),
-        ("opaque", ["\u0100"]),
+        *((name, wrong) for name in ("opaque", "implied") for wrong in [*NOT_COUNTS[:-3], 0, 2]),
+        *((name, wrong) for name in ("skipped", "paths") for wrong in NOT_LISTS),
+        ("paths", ()),
+        ("paths", (b"a", b"b", b"c")),
         ("skipped", [["a"]]),
         ("skipped", [["a", 1, 2]]),
         ("skipped", [[1, 1]]),
@@ -84,28 +90,28 @@ NOT_LISTS = [None, "x", 1, {}]
 )
 def test_an_applied_of_another_shape_is_refused(field, wrong):
     with pytest.raises(HelperFailed):
-        values.to_applied({**values.from_applied(ONE), field: wrong})
+        values.to_applied({**handed_back(ONE), field: wrong})
 
 
-@pytest.mark.parametrize("value", [None, [], "x", {}, {**values.from_applied(ONE), "more": 1}])
+@pytest.mark.parametrize("value", [None, [], "x", {}, {**handed_back(ONE), "more": 1}])
 def test_other_fields_are_refused(value):
     with pytest.raises(HelperFailed):
         values.to_applied(value)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Applied)])
+@pytest.mark.parametrize("field", ["paths", *(field.name for field in dataclasses.fields(Applied))])
 def test_every_field_is_needed(field):
-    written = values.from_applied(ONE)
+    written = handed_back(ONE)
     del written[field]
     with pytest.raises(HelperFailed):
         values.to_applied(written)
 
 
 def test_what_was_skipped_is_bounded():
-    written = {**values.from_applied(ONE), "skipped": [["x" * 1000, 1]] * 1000}
+    written = {**handed_back(ONE), "skipped": [["\x1b" + "x" * 1000, 1]] * 1000}
     read = values.to_applied(written).skipped
     assert len(read) == 256
-    assert len(read[0][0]) == 256
+    assert read[0][0] == "?" + "x" * 255
 
 
 def test_limits_travel():

@@ -170,3 +170,71 @@ def test_paths_are_bytes(path):
 def test_what_is_no_path(value):
     with pytest.raises(HelperFailed):
         wire.path_bytes(value)
+
+
+@pytest.fixture
+def result():
+    descriptor = wire.new_body()
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        (),
+        (b"",),
+        (b"", b"a", b""),
+        tuple(b"%0100d" % number for number in range(10_000)),
+        (b"x",) * wire.PATHS,
+        (b"y" * 1023,) * (wire.PATHS_BYTES // 1024),
+    ],
+)
+def test_paths_travel_beside_a_result(result, paths):
+    wire.write_paths(result, paths)
+    wire.write_body(result, {"value": {"a": 1}})
+    assert wire.read_result(result) == {"value": {"a": 1, "paths": paths}}
+
+
+@pytest.mark.parametrize("paths", [(b"",) * (wire.PATHS + 1), (b"y" * 1023,) * (wire.PATHS_BYTES // 1024) + (b"",)])
+def test_too_many_paths_are_not_handed_back(result, paths):
+    with pytest.raises(LimitExceeded):
+        wire.write_paths(result, paths)
+
+
+@pytest.mark.parametrize(
+    ("number", "length", "data"),
+    [
+        (1, 0, b""),
+        (0, 1, b"\0"),
+        (1, 1, b"a"),
+        (1, 2, b"\0\0"),
+        (2, 3, b"a\0b"),
+        (wire.PATHS + 1, wire.PATHS + 1, b""),
+        (1, wire.PATHS_BYTES + 1, b""),
+        (2**64 - 1, 2**64 - 1, b""),
+        (wire.PATHS, wire.PATHS_BYTES, b""),  # nothing but NULs
+        (1, wire.PATHS_BYTES, b"x" * wire.PATHS_BYTES),
+    ],
+)
+def test_paths_that_are_not_what_a_result_says(result, number, length, data):
+    wire.write_body(result, {"value": {}})
+    os.pwrite(result, struct.pack("<QQ", number, length) + data, 8 + wire.RESULT_BYTES)
+    with pytest.raises(HelperFailed, match="paths"):
+        wire.read_result(result)
+
+
+def test_the_json_of_a_result_is_small(result):
+    room = wire.RESULT_BYTES - len('{"x":""}')
+    wire.write_body(result, {"x": "y" * room})
+    assert len(wire.read_result(result)["x"]) == room
+    wire.write_body(result, {"x": "y" * (room + 1)})
+    with pytest.raises(HelperFailed):
+        wire.read_result(result)
+
+
+def test_the_longest_error_is_a_small_result(result):
+    error = errors.LayerRejected("\0" * 9999)
+    error.steps = ("\0" * 9999,) * 99
+    wire.write_body(result, {"error": wire.from_error(error)})
+    assert isinstance(wire.to_error(wire.read_result(result)["error"]), errors.LayerRejected)
