@@ -21,8 +21,8 @@ class TlsRegistry(DockerRegistry):
         self._pair, self._authority = pair, authority
         super().__init__(base)
 
-    def _config(self, base: Path, *, password: bool) -> dict:
-        config = super()._config(base, password=password)
+    def _config(self, base: Path, **options) -> dict:
+        config = super()._config(base, **options)
         config["http"]["tls"] = {
             "certificate": str(self._pair.cert),
             "key": str(self._pair.key),
@@ -38,23 +38,8 @@ class PullThrough(DockerRegistry):
         self._upstream = upstream
         super().__init__(base)
 
-    def _config(self, base: Path, *, password: bool) -> dict:
-        return super()._config(base, password=password) | {"proxy": {"remoteurl": f"http://{self._upstream}"}}
-
-
-class ElsewhereRegistry(DockerRegistry):
-    """A registry on another address of this machine than loopback."""
-
-    def __init__(self, base: Path, address: str) -> None:
-        self._address = address
-        super().__init__(base)
-
-    def _config(self, base: Path, *, password: bool) -> dict:
-        port = self.host.rpartition(":")[2]
-        config = super()._config(base, password=password)
-        config["http"]["addr"] = f":{port}"
-        self.host = f"{self._address}:{port}"
-        return config
+    def _config(self, base: Path, **options) -> dict:
+        return super()._config(base, **options) | {"proxy": {"remoteurl": f"http://{self._upstream}"}}
 
 
 class Nginx:
@@ -145,9 +130,3 @@ class Silent:
 
     def close(self) -> None:
         self._listening.close()
-
-
-def own_address() -> str | None:
-    """An IPv4 address of this machine that is not loopback, or None."""
-    words = run("hostname", "-I").stdout.split()
-    return next((word for word in words if "." in word and not word.startswith("127.")), None)
