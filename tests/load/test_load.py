@@ -89,6 +89,7 @@ def test_a_thousand_pulls_of_one_image_with_two_credentials(tmp_path, registry):
     print(told("1000 pulls, two credentials", found.seconds["PullImage"]))
 
 
+@pytest.mark.needs("root")  # the daemon lets nobody else look at its descriptors
 def test_a_thousand_pulls_take_little_longer_than_one(tmp_path, registry):
     one, many = (big_image(name, layers=4, files=8000, file_bytes=2_000) for name in ("one", "many"))
     registry.add("one", one, tag="1")

@@ -98,6 +98,7 @@ def given_back(daemon, before: int) -> None:
     assert descriptors(daemon.pid) <= before
 
 
+@pytest.mark.needs("root")  # the daemon lets nobody else look at its descriptors
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "half_closed"),
@@ -151,6 +152,7 @@ NONSENSE = {
 }  # fmt: skip
 
 
+@pytest.mark.needs("root")  # the daemon lets nobody else look at its descriptors
 def test_nonsense(tmp_path):
     with kubelet(tmp_path) as (daemon, stub):
         before, memory_before = descriptors(daemon.pid), memory_bytes(daemon.pid)
@@ -179,6 +181,7 @@ def listing(calls: int) -> bytes:
     return b"".join(frame(HEADERS, 4, 2 * n + 1, head) + frame(DATA, 1, 2 * n + 1, bytes(5)) for n in range(calls))
 
 
+@pytest.mark.needs("root")  # the daemon lets nobody else look at its descriptors
 def test_clients_that_take_no_answer_hold_up_nobody(tmp_path):
     with kubelet(tmp_path) as (daemon, stub), ExitStack() as strangers:
         before, memory_before = descriptors(daemon.pid), memory_bytes(daemon.pid)
