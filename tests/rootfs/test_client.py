@@ -49,6 +49,9 @@ OWN_DESCRIPTORS = 11
 RUDE = Options(module="tests.fakes.rude_helper")
 TREE = b"tree\na/\na/b/\na/file\nfile\n"
 
+# The stand-in for the unpacker marks as root does; the ordinary user's way is tested in test_apply_whiteouts.
+pytestmark = pytest.mark.needs("root")
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
