@@ -6,6 +6,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet install
 SOURCES := cri_shim rootfs tests
+PROTOS  := $(patsubst protos/%,%,$(wildcard protos/cri_shim/pb/*.proto protos/cri_shim/pb/*/*.proto))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format conformance bench proto clean
@@ -40,7 +41,7 @@ bench: $(VENV)/.stamp-test ## Measure
 
 # The generator is older than every runtime we allow: code made by a newer one would not load on an older runtime.
 proto: $(VENV)/.stamp-dev ## Make cri_shim/pb anew from protos/
-	@$(PY) -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. cri_shim/pb/api.proto
+	@$(PY) -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 clean: ## Remove .venv and what the tools leave behind
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from cri_shim.pb import api_pb2
+from cri_shim.pb.containerd import content_pb2, images_pb2, leases_pb2, snapshots_pb2, types_pb2, version_pb2
 
 ROOT = Path(__file__).parent.parent
 
@@ -142,12 +143,115 @@ def test_fields_of_a_newer_client_are_kept():
 
 def test_the_generated_code_is_what_the_generator_writes(tmp_path):
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", *outputs, "cri_shim/pb/api.proto"]
+    sources = [path.relative_to(ROOT / "protos") for path in (ROOT / "protos").rglob("*.proto")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", *outputs, *map(str, sources)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stderr}(make test installs the generator)"
-    for name in ("api_pb2.py", "api_pb2.pyi", "api_pb2_grpc.py"):
-        assert (tmp_path / "cri_shim/pb" / name).read_text() == (ROOT / "cri_shim/pb" / name).read_text(), "make proto"
+    for source in sources:
+        for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py"):
+            name = source.with_name(source.stem + end)
+            assert (tmp_path / name).read_text() == (ROOT / name).read_text(), "make proto"
+
+
+def test_nothing_else_was_generated():
+    sources = {path.relative_to(ROOT / "protos").with_suffix("") for path in (ROOT / "protos").rglob("*.proto")}
+    made = {path.relative_to(ROOT) for path in (ROOT / "cri_shim/pb").rglob("*_pb2*")} - {
+        path.relative_to(ROOT) for path in (ROOT / "cri_shim/pb").rglob("*.pyc")
+    }
+    ends = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+    assert made == {source.with_name(source.name + end) for source in sources for end in ends}
 
 
 def test_the_generated_code_imports_itself_by_its_package():
     assert "from cri_shim.pb import api_pb2" in (ROOT / "cri_shim/pb/api_pb2_grpc.py").read_text()
+    images = (ROOT / "cri_shim/pb/containerd/images_pb2.py").read_text()
+    assert "from cri_shim.pb.containerd import types_pb2" in images
+
+
+# What containerd's services say (1.6 to 2.x), in the part that is used here; Python's own module `types` stays itself.
+CONTAINERD = {
+    types_pb2: {
+        "Mount": "type = 1 : string, source = 2 : string, target = 3 : string, options = 4 : repeated string",
+        "Descriptor": "media_type = 1 : string, digest = 2 : string, size = 3 : int64",
+    },
+    leases_pb2: {
+        "Lease": "id = 1 : string, labels = 3 : map",
+        "CreateRequest": "id = 1 : string, labels = 3 : map",
+        "CreateResponse": "lease = 1 : Lease",
+        "DeleteRequest": "id = 1 : string, sync = 2 : bool",
+        "ListRequest": "filters = 1 : repeated string",
+        "ListResponse": "leases = 1 : repeated Lease",
+    },
+    content_pb2: {
+        "Info": "digest = 1 : string, size = 2 : int64, labels = 5 : map",
+        "InfoRequest": "digest = 1 : string",
+        "InfoResponse": "info = 1 : Info",
+        "UpdateRequest": "info = 1 : Info, update_mask = 2 : FieldMask",
+        "UpdateResponse": "info = 1 : Info",
+        "WriteContentRequest": "action = 1 : enum, ref = 2 : string, total = 3 : int64, expected = 4 : string,"
+        " offset = 5 : int64, data = 6 : bytes, labels = 7 : map",
+        "WriteContentResponse": "action = 1 : enum, offset = 4 : int64, total = 5 : int64, digest = 6 : string",
+    },
+    images_pb2: {
+        "Image": "name = 1 : string, labels = 2 : map, target = 3 : Descriptor",
+        "GetImageRequest": "name = 1 : string",
+        "GetImageResponse": "image = 1 : Image",
+        "ListImagesRequest": "filters = 1 : repeated string",
+        "ListImagesResponse": "images = 1 : repeated Image",
+        "CreateImageRequest": "image = 1 : Image",
+        "CreateImageResponse": "image = 1 : Image",
+        "UpdateImageRequest": "image = 1 : Image, update_mask = 2 : FieldMask",
+        "UpdateImageResponse": "image = 1 : Image",
+        "DeleteImageRequest": "name = 1 : string, sync = 2 : bool",
+    },
+    snapshots_pb2: {
+        "PrepareSnapshotRequest": "snapshotter = 1 : string, key = 2 : string, parent = 3 : string, labels = 4 : map",
+        "PrepareSnapshotResponse": "mounts = 1 : repeated Mount",
+        "ViewSnapshotRequest": "snapshotter = 1 : string, key = 2 : string, parent = 3 : string, labels = 4 : map",
+        "ViewSnapshotResponse": "mounts = 1 : repeated Mount",
+        "MountsRequest": "snapshotter = 1 : string, key = 2 : string",
+        "MountsResponse": "mounts = 1 : repeated Mount",
+        "CommitSnapshotRequest": "snapshotter = 1 : string, name = 2 : string, key = 3 : string, labels = 4 : map",
+        "RemoveSnapshotRequest": "snapshotter = 1 : string, key = 2 : string",
+        "StatSnapshotRequest": "snapshotter = 1 : string, key = 2 : string",
+        "StatSnapshotResponse": "info = 1 : Info",
+        "Info": "name = 1 : string, parent = 2 : string, kind = 3 : enum, labels = 6 : map",
+    },
+    version_pb2: {"VersionResponse": "version = 1 : string, revision = 2 : string"},
+}
+FULL_NAMES = {
+    leases_pb2: "containerd.services.leases.v1.Leases: Create Delete List",
+    content_pb2: "containerd.services.content.v1.Content: Info Update Write",
+    images_pb2: "containerd.services.images.v1.Images: Get List Create Update Delete",
+    snapshots_pb2: "containerd.services.snapshots.v1.Snapshots: Prepare Commit Remove Stat Mounts View",
+    version_pb2: "containerd.services.version.v1.Version: Version",
+}
+
+
+@pytest.mark.parametrize("module", CONTAINERD, ids=lambda module: module.DESCRIPTOR.package)
+def test_containerds_messages(module):
+    found = {
+        name: {f"{field.name} = {field.number} : {type_of(field)}" for field in message.fields}
+        for name, message in module.DESCRIPTOR.message_types_by_name.items()
+    }
+    assert found == {name: fields(row) for name, row in CONTAINERD[module].items()}
+
+
+@pytest.mark.parametrize("module", FULL_NAMES, ids=lambda module: module.DESCRIPTOR.package)
+def test_containerds_services(module):
+    service = next(iter(module.DESCRIPTOR.services_by_name.values()))
+    methods = " ".join(method.name for method in service.methods)
+    assert f"{service.full_name}: {methods}" == FULL_NAMES[module]
+
+
+def test_containerds_enumerations():
+    assert dict(content_pb2.WriteAction.items()) == {"STAT": 0, "WRITE": 1, "COMMIT": 2}
+    assert dict(snapshots_pb2.Kind.items()) == {"UNKNOWN": 0, "VIEW": 1, "ACTIVE": 2, "COMMITTED": 3}
+    write = content_pb2.DESCRIPTOR.services_by_name["Content"].methods_by_name["Write"]
+    assert write.client_streaming
+    assert write.server_streaming
+
+
+def test_fields_of_a_newer_containerd_are_passed_over():
+    record = images_pb2.Image.FromString(b"\x0a\x01a" + b"\x3a\x02\x08\x01" + b"\xfa\x3e\x01z")  # 7: created_at
+    assert record.name == "a"
