@@ -17,6 +17,7 @@ from typing import Final
 from rootfs import syscalls
 from rootfs.beneath import DIRECTORY, open_beneath
 from rootfs.errors import LimitExceeded, RootfsError
+from rootfs.failpoints import failpoint
 from rootfs.layout import DIFF, IMPLIED, LINK, SEAL, Layout, checked_name, drop_link, make_link, move_to_trash
 from rootfs.overlay import link_name
 
@@ -88,6 +89,7 @@ def _write(directory: int, name: bytes, data: bytes) -> None:
 
 def _sync(staged: int, sync: str, filesystem: int) -> None:
     if sync == "syncfs":
+        failpoint("layer.syncfs")
         syscalls.syncfs(filesystem)
     elif sync == "fsync":
         sync_tree(staged)
@@ -102,18 +104,23 @@ def _publish(layout: Layout, staging: str, name: str, *, synced: bool) -> bool:
         raise
     make_link(layout, name)
     if synced:
+        failpoint("layer.overlay.sync")
         os.fsync(layout.overlay)
+        failpoint("layer.links.sync")
         os.fsync(layout.links)
+    failpoint("layer.committed")
     return True
 
 
 def _rename_new(layout: Layout, staging: bytes, name: bytes) -> None:
     """Rename without replacing; where the file system has no such call, a directory that is not empty stays anyway."""
     try:
+        failpoint("layer.rename")
         syscalls.renameat2(layout.staging, staging, layout.overlay, name, syscalls.RENAME_NOREPLACE)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
+        failpoint("layer.rename.plain")
         os.rename(staging, name, src_dir_fd=layout.staging, dst_dir_fd=layout.overlay)
 
 
@@ -129,6 +136,7 @@ def sync_tree(root: int) -> None:
         directory = open_beneath(root, path)
         try:
             left.extend(path + b"/" + name if path else name for name in _sync_entries(directory))
+            failpoint("layer.tree.sync")
             os.fsync(directory)
         finally:
             os.close(directory)
@@ -145,6 +153,7 @@ def _sync_entries(directory: int) -> list[bytes]:
             elif entry.is_file(follow_symlinks=False):
                 descriptor = os.open(name, _READ, dir_fd=directory)
                 try:
+                    failpoint("layer.file.sync")
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
@@ -175,6 +184,7 @@ def recover(layout: Layout) -> tuple[Found, ...]:
     found = tuple(_found(layout, name) for name in sorted(os.listdir(layout.overlay)) if name != "l")
     whole = [layer.name for layer in found if layer.seal is not None]
     _mend_links(layout, whole)
+    failpoint("recover.mended")
     return found
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from rootfs import child, values, wire
 from rootfs.errors import HelperFailed, JobCancelled, LimitExceeded, NoSpace, RootfsError
+from rootfs.failpoints import armed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -266,7 +267,12 @@ class Connection:
 def _spawn(root: str, options: Options) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """Start a helper with one end of a new socket and nothing else of this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    settings = {"root": root, "cpu_seconds": options.cpu_seconds, "require_sandbox": options.require_sandbox}
+    settings = {
+        "root": root,
+        "cpu_seconds": options.cpu_seconds,
+        "require_sandbox": options.require_sandbox,
+        "failpoints": armed(),
+    }
     command = [sys.executable, "-I", "-c", _BOOT, _PARENT, options.module, str(theirs.fileno()), json.dumps(settings)]
     try:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)

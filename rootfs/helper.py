@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from rootfs import child, jobs, sandbox, values, wire
 from rootfs.apply import apply_layer
 from rootfs.errors import HelperFailed, NoSpace, RootfsError
+from rootfs.failpoints import arm
 from rootfs.layout import Layout, checked_name, make_staged_diff, move_to_trash, open_layout
 from rootfs.overlay import OPAQUE_USER
 from rootfs.probe import Facts, find_facts
@@ -381,13 +382,14 @@ def serve(apply: child.Apply, arguments: list[str]) -> None:
     Args:
         apply: turns the stream of a layer into a tree.
         arguments: number of the socket's descriptor, and the options as JSON: `root`, `cpu_seconds`,
-            `require_sandbox`.
+            `require_sandbox`, `failpoints`.
     """
     channel = socket.socket(fileno=int(arguments[0]))
     channel.set_inheritable(False)
     options = json.loads(arguments[1])
     wake = _wake_up()
     try:
+        arm(*options.get("failpoints", ("", ())))
         layout, facts = _prepare(options["root"], apply)
     except Exception as error:  # The daemon is told why its helper cannot start, whatever it is.
         wire.send(channel, {"event": "failed", "error": wire.from_error(child.sorted_error(error))})

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rootfs.errors import RootfsError
+from rootfs.failpoints import failpoint
 from rootfs.overlay import link_name
 
 DIFF: Final = b"diff"
@@ -114,12 +115,14 @@ def make_staged_diff(layout: Layout, staging: str) -> int:
     finally:
         os.close(outer)
     os.fchmod(tree, 0o755)
+    failpoint("staging.made")
     return tree
 
 
 def move_to_trash(layout: Layout, parent: int, name: str) -> bool:
     """Rename the entry *name* of the directory *parent* into the trash; False when there is none."""
     try:
+        failpoint("trash.rename")
         os.rename(name, f"{name[:40]}.{os.urandom(8).hex()}", src_dir_fd=parent, dst_dir_fd=layout.trash)
     except FileNotFoundError:
         return False
@@ -138,6 +141,7 @@ def make_link(layout: Layout, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new, dir_fd=layout.links)
     os.symlink(target, new, dir_fd=layout.links)
+    failpoint("layer.link.rename")
     os.rename(new, short, src_dir_fd=layout.links, dst_dir_fd=layout.links)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rootfs.beneath import DIRECTORY, open_child
+from rootfs.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +102,7 @@ class _Removal:
         self._try(self._rmdir, emptied.name)
 
     def _rmdir(self, name: bytes) -> None:
+        failpoint("trash.rmdir")
         os.rmdir(name, dir_fd=self._here)
 
 

@@ -7,6 +7,7 @@ rule is to be changed, here, with the change.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -260,3 +261,67 @@ def test_a_file_opens_with_what_it_is_for(module):
 def test_every_folder_is_a_package():
     folders = {module.path.parent for module in modules().values()}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+# What reaches the disk, or changes what a name stands for, and where such calls are to have a failpoint before them.
+DURABLE_CALLS = {
+    *("os.rename", "os.replace", "os.fsync", "os.fdatasync", "os.sync"),
+    *("syscalls.renameat2", "syscalls.syncfs", "syscalls.sync_file_range"),
+}
+DURABLE_ROOMS = ("rootfs", "store")
+DURABLE_EXCUSED = {"rootfs.syscalls", "rootfs.probe", "rootfs.sandbox"}  # the definitions, and no store of anybody's
+
+
+def is_durable(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    commits = ast.unparse(node.func).endswith(".execute") and node.args and ast.unparse(node.args[0]) == "'COMMIT'"
+    return ast.unparse(node.func) in DURABLE_CALLS or bool(commits)
+
+
+def is_failpoint(statement: ast.stmt | None) -> bool:
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) == "failpoint"
+
+
+def blocks(tree: ast.AST) -> Iterator[list[ast.stmt]]:
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None)
+            if isinstance(block, list) and block and isinstance(block[0], ast.stmt):
+                yield block
+
+
+def in_statement_itself(statement: ast.stmt) -> Iterator[ast.AST]:
+    """The nodes of a statement without those of the statements in it."""
+    left: list[ast.AST] = [statement]
+    while left:
+        node = left.pop()
+        yield node
+        left += [below for below in ast.iter_child_nodes(node) if not isinstance(below, ast.stmt | ast.excepthandler)]
+
+
+def durable_modules() -> list[Module]:
+    found = [module for module in written_by_hand() if module.room in DURABLE_ROOMS]
+    return [module for module in found if module.name not in DURABLE_EXCUSED]
+
+
+@pytest.mark.parametrize("module", durable_modules(), ids=lambda module: module.name)
+def test_a_failpoint_stands_before_every_rename_sync_and_commit(module):
+    for block in blocks(module.tree):
+        for before, statement in zip([None, *block], block, strict=False):
+            if any(is_durable(node) for node in in_statement_itself(statement)):
+                assert is_failpoint(before), f"line {statement.lineno}: {ast.unparse(statement)}"
+
+
+def test_every_failpoint_has_a_name_of_its_own():
+    names = failpoint_names()
+    assert len(names) == len(set(names))
+    assert {"layer.rename", "index.commit.put_image", "file.sync"} <= set(names)
+
+
+def failpoint_names() -> list[str]:
+    """The names of all failpoints: literals, or given to the transaction that has the failpoint."""
+    calls = [node for module in written_by_hand() for node in ast.walk(module.tree) if isinstance(node, ast.Call)]
+    named = [call for call in calls if ast.unparse(call.func) in {"failpoint", "self._transaction"}]
+    return [call.args[0].value for call in named if isinstance(call.args[0], ast.Constant)]

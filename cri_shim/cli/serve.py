@@ -14,11 +14,13 @@ from cri_shim.server import serve
 from cri_shim.server.build import running_images
 from cri_shim.server.notify import Notifier
 from rootfs.errors import RootfsError
+from rootfs.failpoints import arm
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
+FAILPOINTS = "CRI_SHIM_FAILPOINTS"
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +37,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         for note in loaded.notes:
             log.warning(note)
         try:
+            arm(environ.get(FAILPOINTS, ""))
             serve.run(config, Notifier.from_environment(environ), partial(running_images, environ=environ))
         except (ShimError, RootfsError, OSError) as error:
             log.error(f"cri-shim cannot serve: {error}")

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import NoSpace, StoreDamaged
+from rootfs.failpoints import failpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,7 @@ def write_durably(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         _write(temporary, data)
+        failpoint("file.rename")
         os.rename(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -49,6 +51,7 @@ def sync_directory(path: Path) -> None:
     """Make the names in *path* survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        failpoint("directory.sync")
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -60,6 +63,7 @@ def _write(path: Path, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+        failpoint("file.sync")
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import NoSpace, StoreDamaged
 from cri_shim.store.catalog import Catalog, Delivery, Layer, Opening, Proof
+from cri_shim.store.durable import from_os_error
 from cri_shim.store.image import Image, Usage, image_from, record_of
 from rootfs.digest import Digest
+from rootfs.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -104,7 +106,7 @@ class Index:
             NoSpace, StoreDamaged: nothing was recorded.
         """
         key = str(image.id)
-        with self._transaction() as db:
+        with self._transaction("index.commit.put_image") as db:
             db.execute(
                 "INSERT INTO images VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record",
                 (key, record_of(image)),
@@ -122,7 +124,7 @@ class Index:
 
     def drop_image(self, image: Digest) -> None:
         """Forget *image* and every name of it."""
-        with self._transaction() as db:
+        with self._transaction("index.commit.drop_image") as db:
             for statement in (
                 "DELETE FROM openings WHERE name IN (SELECT name FROM names WHERE image = ?)",
                 "DELETE FROM names WHERE image = ?",
@@ -133,7 +135,7 @@ class Index:
 
     def put_layer(self, layer: Layer, proof: Proof | None = None, delivery: Delivery | None = None) -> None:
         """Record a layer that lies on the disk, with what its arrival has proved."""
-        with self._transaction() as db:
+        with self._transaction("index.commit.put_layer") as db:
             db.execute(
                 "INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
                 (
@@ -153,12 +155,12 @@ class Index:
 
     def put_deliveries(self, deliveries: Iterable[Delivery]) -> None:
         """Record which registry delivered which blobs."""
-        with self._transaction() as db:
+        with self._transaction("index.commit.put_deliveries") as db:
             self._deliver(db, deliveries)
 
     def put_opening(self, opening: Opening, outdated: Iterable[Opening] = ()) -> None:
         """Record that a credential opened a name, and forget those that are *outdated*."""
-        with self._transaction() as db:
+        with self._transaction("index.commit.put_opening") as db:
             self._forget(db, outdated)
             db.execute(
                 "INSERT OR REPLACE INTO openings VALUES (?, ?, ?, ?)",
@@ -167,12 +169,12 @@ class Index:
 
     def drop_openings(self, openings: Iterable[Opening]) -> None:
         """Forget that credentials opened names."""
-        with self._transaction() as db:
+        with self._transaction("index.commit.drop_openings") as db:
             self._forget(db, openings)
 
     def drop_layers(self, names: Iterable[str], deliveries: Iterable[Delivery]) -> None:
         """Forget layers, what was proved about a diff ID that is no longer here, and *deliveries*."""
-        with self._transaction() as db:
+        with self._transaction("index.commit.drop_layers") as db:
             db.executemany("DELETE FROM layers WHERE name = ?", [(name,) for name in names])
             db.execute("DELETE FROM proofs WHERE diff_id NOT IN (SELECT diff_id FROM layers)")
             db.executemany(
@@ -198,7 +200,7 @@ class Index:
         if version > _VERSION:
             raise StoreDamaged(f"{self._path} has schema {version}, written by a newer cri-shim; install that version")
         if version < _VERSION:
-            with self._transaction() as db:
+            with self._transaction("index.commit.migrate") as db:
                 for statement in ";".join(_MIGRATIONS[version:]).split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {_VERSION}")
@@ -218,11 +220,13 @@ class Index:
         return self._db.execute(statement)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, point: str) -> Iterator[sqlite3.Connection]:
+        """Change the index as a whole or not at all; *point* is the failpoint before the commit."""
         with self._translated():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                failpoint(point)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -239,3 +243,5 @@ class Index:
             raise StoreDamaged(f"{self._path}: {error}") from error
         except sqlite3.DatabaseError as error:
             raise StoreDamaged(f"{self._path}: {error}") from error
+        except OSError as error:
+            raise from_os_error(error, self._path) from error

@@ -21,6 +21,7 @@ from cri_shim.store.image import Image, Usage, record_of, sorted_names
 from cri_shim.store.index import Index
 from cri_shim.store.recover import Plan, plan_recovery
 from rootfs.errors import RootfsError
+from rootfs.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -191,6 +192,7 @@ class Store:
             lambda: self._index.put_image(image, names, deliveries),
             lambda: self.catalog.put(image, names, deliveries),
         )
+        failpoint("image.recorded")
         self.damaged.discard(image.id)
         await self._drop_documents(document.digest for document in (before.documents if before else ()))
         return self.catalog.images[image.id]
