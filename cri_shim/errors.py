@@ -76,6 +76,10 @@ class ConfigError(ShimError):
     """The configuration, the environment or the state of the node does not allow to start."""
 
 
+class HandOffFailed(ShimError):
+    """The image is here, and the runtime of this node could not be given it, or cannot do without it."""
+
+
 class DeadlineExceeded(ShimError):
     """The caller's deadline has passed, or leaves no time to do what it asks for."""
 

@@ -49,6 +49,7 @@ DocumentBytes = Annotated[int, Meta(ge=1, le=16 << 20, description="a whole numb
 Layers = Annotated[int, Meta(ge=1, le=500, description="a whole number from 1 to 500")]
 
 Runtime = Literal["none", "containerd", "cri-o"]
+HandOffName = Literal["containers-storage", "containerd"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json", "klog"]
 Sync = Literal["syncfs", "fsync", "off"]
@@ -99,6 +100,11 @@ class Config:
         "none",
         "The runtime of this node; it decides how ids are spelled: none and containerd as sha256:<hex>,\n"
         "cri-o as <hex>. Must be right, or kubelet takes images in use for unused and removes them.",
+    )
+    publish: tuple[HandOffName, ...] = _key(
+        (),
+        "Who else is given the images, besides `runtime`: containers-storage (podman, buildah, skopeo: the root is an\n"
+        "additional image store), containerd. Runtime cri-o implies the first, containerd the second.",
     )
     log_level: LogLevel = _key("info", "The least that is logged: debug, info, warning or error.")
     log_format: LogFormat = _key("text", "text (time, level, msg as logrus has them), json or klog.")

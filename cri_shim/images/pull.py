@@ -29,7 +29,7 @@ from cri_shim.store.image import Document, Image, ImageLayer
 from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Iterator
     from concurrent.futures import Executor
 
     from cri_shim.auth.credential import Credential
@@ -69,6 +69,9 @@ class Settings:
     stale_seconds: int = 0
 
 
+Publish = Callable[["Image"], "Awaitable[None]"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Chosen:
     """One manifest for this platform, with its config, and the documents passed on the way to it."""
@@ -97,8 +100,12 @@ class _OtherPlatform(NotFound):
 class Puller:
     """Pulls in flight."""
 
-    def __init__(self, store: Store, network: Network, layers: Layers, forms: Forms, settings: Settings) -> None:
+    def __init__(
+        self, store: Store, network: Network, layers: Layers, forms: Forms, publish: Publish, settings: Settings
+    ) -> None:
+        """*publish* gives the runtimes an image that is recorded."""
         self._store = store
+        self._publish = publish
         self._network = network
         self._layers = layers
         self._forms = forms
@@ -128,6 +135,9 @@ class Puller:
         try:
             with _within(f"pull {reference}"):
                 image = await self._allowed(reference, credentials, progress)
+                progress.phase = "publishing"
+                with _within("hand-off"):
+                    await self._publish(image)
         except BaseException as error:
             progress.end(error=str(error) or type(error).__name__)
             raise

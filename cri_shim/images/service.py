@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cri_shim.images.explain import Explainer
     from cri_shim.images.layers import Layers
     from cri_shim.images.progress import PullProgress
+    from cri_shim.images.publishing import Publishing
     from cri_shim.images.pull import Puller
     from cri_shim.oci.reference import Reference
     from cri_shim.store.image import Image
@@ -28,8 +29,11 @@ _LEAST_DIGITS_TO_REMOVE = 12
 class Images:
     """Pull, list, find, remove. Every method is called on the event loop; only those that await wait for anything."""
 
-    def __init__(self, store: Store, puller: Puller, layers: Layers, explainer: Explainer) -> None:
+    def __init__(
+        self, store: Store, puller: Puller, layers: Layers, explainer: Explainer, publishing: Publishing
+    ) -> None:
         self._store = store
+        self._publishing = publishing
         self._explainer = explainer
         self._puller = puller
         self._layers = layers
@@ -63,6 +67,13 @@ class Images:
         catalog = self._store.catalog
         return catalog.by_id(text) or self._by_name(text) or catalog.by_short_id(text)
 
+    async def usable(self, text: str) -> Image | None:
+        """Return the image that *text* means if the runtimes can use it; one that they cannot be given is as absent."""
+        image = self.find(text)
+        if image is None or not await self._publishing.verify(image):
+            return None
+        return self._store.catalog.images.get(image.id)
+
     async def remove(self, text: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         """Forget the image that *text* means, with all its names; absent is fine.
 
@@ -70,10 +81,12 @@ class Images:
 
         Raises:
             InvalidRequest: *text* is no name here, and too little of an id.
+            HandOffFailed: a runtime cannot do without it; nothing was removed.
         """
         image = self._to_remove(text)
         if image is not None:
-            await self._store.remove_image(image.id, patience_seconds)
+            await self._publishing.retract(image, lambda: self._store.forget_image(image.id))
+            await self._store.emptied(patience_seconds)
 
     def usage(self) -> Usage:
         """Return what the root takes, from counters."""
@@ -124,6 +137,7 @@ class Images:
             "used_bytes": usage.used_bytes,
             "inodes": usage.inodes,
             "helper": self._store.helper.facts(),
+            "published": self._publishing.status(),
             "pulls": [pull.as_json() for pull in self.pulls()],
             "recent": [pull.as_json() for pull in self._puller.recent],
         }

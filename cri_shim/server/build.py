@@ -22,9 +22,11 @@ from cri_shim.images.explain import Explainer, View
 from cri_shim.images.forms import Forms
 from cri_shim.images.layers import Layers, Unpacking
 from cri_shim.images.network import Network
+from cri_shim.images.publishing import Publishing
 from cri_shim.images.pull import Puller, Settings
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
+from cri_shim.server.give import handoffs_of
 from cri_shim.server.reach import hosts_of, must_be_right, terms_of, transport_of
 from cri_shim.store import store
 from cri_shim.store.layout import Layout
@@ -60,16 +62,20 @@ async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRON
     helper = Helper.start(layout.root, options=_options(config))
     try:
         opened = await Store.open(layout, helper, _store_threads())
+        publishing = Publishing(lambda: opened.catalog, *handoffs_of(config, opened))
+        opened.in_use = publishing.in_use
         try:
-            yield _images(config, opened, transport)
+            await publishing.start()
+            yield _images(config, opened, transport, publishing)
         finally:
+            await publishing.stop()
             await opened.close()
             transport.close()
     finally:
         helper.close()
 
 
-def _images(config: Config, opened: Store, transport: Transport) -> Images:
+def _images(config: Config, opened: Store, transport: Transport, publishing: Publishing) -> Images:
     sources = _sources(config)
     client = Client(
         transport,
@@ -97,8 +103,8 @@ def _images(config: Config, opened: Store, transport: Transport) -> Images:
     view = View(
         settings.platform, sources.credentials, settings.most_layers, DaemonExecutor("explain", _EXPLAINED_AT_ONCE)
     )
-    puller = Puller(opened, reached, layers, Forms(opened, config.sync), settings)
-    return Images(opened, puller, layers, Explainer(opened.catalog, client, view))
+    puller = Puller(opened, reached, layers, Forms(opened, config.sync), publishing.publish, settings)
+    return Images(opened, puller, layers, Explainer(opened.catalog, client, view), publishing)
 
 
 def _store_threads() -> store.Threads:

@@ -89,7 +89,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     async def ImageStatus(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
         """Answer one image, found by id, name or short id; verbose, also the pull that is bringing it."""
         name = request.image.image
-        image = self._images.find(name)
+        image = await self._images.usable(name)
         answer = api_pb2.ImageStatusResponse(image=self._listing.message(image) if image else None)
         if not request.verbose:
             return answer

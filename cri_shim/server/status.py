@@ -47,6 +47,7 @@ TABLE: Final = (
     Row(shim.NoSpace, StatusCode.RESOURCE_EXHAUSTED),
     Row(shim.StoreDamaged, StatusCode.DATA_LOSS),
     Row(shim.ConfigError, StatusCode.FAILED_PRECONDITION),
+    Row(shim.HandOffFailed, StatusCode.UNAVAILABLE),
     Row(shim.DeadlineExceeded, StatusCode.DEADLINE_EXCEEDED),
     Row(shim.Draining, StatusCode.UNAVAILABLE),
     Row(shim.Cancelled, StatusCode.CANCELLED),

@@ -32,8 +32,13 @@ if TYPE_CHECKING:
     from rootfs.client import Helper, Job
     from rootfs.digest import Digest
 
+    InUse = Callable[[frozenset[str]], Awaitable[frozenset[str]]]
+
 T = TypeVar("T")
 GRACE_SECONDS = 600.0
+USED_SECONDS = 30.0
+"""How long after a layer without an image was found in use it is looked at again."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -75,6 +80,8 @@ class Store:
         self._untrashed: set[str] = set()
         self.damaged: set[Digest] = set()
         self._emptying: asyncio.Task[None] | None = None
+        self._looking_again = False
+        self.in_use: InUse = _nobody
 
     @classmethod
     async def open(cls, layout: Layout, helper: Helper, threads: Threads) -> Store:
@@ -197,11 +204,9 @@ class Store:
         await self._drop_documents(document.digest for document in (before.documents if before else ()))
         return self.catalog.images[image.id]
 
-    async def remove_image(self, image: Digest, patience_seconds: float) -> None:
-        """Forget *image*, then wait up to *patience_seconds* until its room is free."""
+    async def forget_image(self, image: Digest) -> None:
+        """Forget *image* with all its names; its room is freed in the background."""
         await undisturbed(self._forget(image))
-        if self._emptying is not None and patience_seconds > 0:
-            await asyncio.wait([self._emptying], timeout=patience_seconds)
 
     async def _forget(self, image: Digest) -> None:
         if image in self.catalog.images:
@@ -211,8 +216,13 @@ class Store:
         await self.collect()
 
     async def collect(self) -> tuple[str, ...]:
-        """Remove the layers that nothing refers to and no lease or grace holds; return their directories."""
-        victims = {name: self.catalog.layers[name] for name in self._unused()}
+        """Remove the layers that nothing refers to and no lease or grace holds; return their directories.
+
+        Those that are in use all the same are looked at again later.
+        """
+        unused = frozenset(self._unused())
+        used = await self._still_used(unused) if unused else unused
+        victims = {name: self.catalog.layers[name] for name in self._unused() if name in unused - used}
         if victims:
             gone = self._leave(victims)
             before = self.catalog.drop_layers(victims)
@@ -224,10 +234,10 @@ class Store:
         await undisturbed(run_job(self.helper.discard(staging)))
         self._empty_trash()
 
-    async def emptied(self) -> None:
-        """Wait until what was thrown away is gone."""
-        if self._emptying is not None:
-            await asyncio.wait([self._emptying])
+    async def emptied(self, patience_seconds: float | None = None) -> None:
+        """Wait until what was thrown away is gone, or for *patience_seconds*."""
+        if self._emptying is not None and patience_seconds != 0:
+            await asyncio.wait([self._emptying], timeout=patience_seconds)
 
     async def ready_for(self, name: str) -> None:
         """Wait until no removal of the directory or document *name* is under way."""
@@ -277,6 +287,17 @@ class Store:
         until = time.monotonic() + GRACE_SECONDS
         self._grace.update(dict.fromkeys(names, until))
         asyncio.get_running_loop().call_later(GRACE_SECONDS + 1, self._collect_later)
+
+    async def _still_used(self, names: frozenset[str]) -> frozenset[str]:
+        used = await self.in_use(names)
+        if used and not self._looking_again:
+            self._looking_again = True
+            asyncio.get_running_loop().call_later(USED_SECONDS, self._look_again)
+        return used
+
+    def _look_again(self) -> None:
+        self._looking_again = False
+        self._collect_later()
 
     def _collect_later(self) -> None:
         task = asyncio.create_task(self.collect(), name="collect unused layers")
@@ -369,6 +390,10 @@ class Store:
 
     async def _in_index(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads.index, work)
+
+
+async def _nobody(_names: frozenset[str]) -> frozenset[str]:
+    return frozenset()
 
 
 async def run_job(job: Job[T]) -> T:

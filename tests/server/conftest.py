@@ -83,6 +83,9 @@ class FakeImages:
                 return image
         return None
 
+    async def usable(self, text):
+        return self.find(text)
+
     async def remove(self, text, patience_seconds):
         self.removed.append((text, patience_seconds))
         image = self.find(text)

@@ -57,6 +57,11 @@ async def opened(root: Path) -> AsyncIterator[Store]:
         helper.close()
 
 
+async def removed(store: Store) -> None:
+    await store.forget_image(CONFIG)
+    await store.emptied(5.0)
+
+
 async def kept(store: Store, lease: Lease) -> None:
     store.keep_document(CONFIG, DATA, lease)
     await asyncio.gather(*lease.writing)
@@ -107,7 +112,7 @@ async def test_a_lease_keeps_a_layer_whose_image_is_removed(tmp_path: Path) -> N
         async with store.lease() as lease:
             lease.hold(seal("a").name)
             store._grace.clear()
-            await store.remove_image(CONFIG, 1.0)
+            await removed(store)
             assert place.exists()
         assert not store.catalog.images
 
@@ -118,11 +123,11 @@ async def test_removal_leaves_nothing_of_the_image(tmp_path: Path) -> None:
         await record(store, "a", "b")
         store._grace.clear()
         assert store.usage(Usage(0, 0)) == Usage(2000 + len(DATA), 5)
-        await store.remove_image(CONFIG, 5.0)
+        await removed(store)
         assert [place.exists() for place in places] == [False, False]
         assert not store.blobs.path(CONFIG).exists()
         assert store.usage(Usage(0, 0)) == Usage(0, 0)
-        await store.remove_image(CONFIG, 1.0)
+        await removed(store)
 
 
 async def test_a_document_put_while_it_is_removed_is_there_afterwards(tmp_path: Path) -> None:
@@ -130,7 +135,7 @@ async def test_a_document_put_while_it_is_removed_is_there_afterwards(tmp_path: 
     async with opened(tmp_path) as store:
         for _ in range(5):
             await record(store, "a")
-            await asyncio.gather(store.remove_image(CONFIG, 0.0), record(store, "a"))
+            await asyncio.gather(store.forget_image(CONFIG), record(store, "a"))
             assert store.blobs.get(CONFIG) == DATA
             assert CONFIG in store.catalog.images
 

@@ -1,0 +1,32 @@
+"""Which runtimes are given the images: chosen from the configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.config.schema import Config, HandOffName
+    from cri_shim.images.publishing import HandOff, LayerUser
+    from cri_shim.store.store import Store
+
+_OF_RUNTIME: dict[str, tuple[HandOffName, ...]] = {"cri-o": ("containers-storage",), "containerd": ("containerd",)}
+
+
+_MAKERS: dict[HandOffName, Callable[[Config, Store], HandOff]] = {}
+
+
+def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tuple[LayerUser, ...]]:
+    """Return the hand-offs that *config* wants, and who else may use layers of *store*.
+
+    Raises:
+        ConfigError: one that is wanted cannot be on this node.
+    """
+    made = {name: _MAKERS[name](config, store) for name in sorted(names_of(config)) if name in _MAKERS}
+    return tuple(made.values()), ()
+
+
+def names_of(config: Config) -> frozenset[HandOffName]:
+    """Return the names of the hand-offs that are on: those of `publish`, and the one that `runtime` implies."""
+    return frozenset((*config.publish, *_OF_RUNTIME.get(config.runtime, ())))
