@@ -16,7 +16,7 @@ from cri_shim.oci.manifest import Index, Layer, pair_layers, parse_config, parse
 from cri_shim.oci.platforms import INDEX_DEPTH, select
 from cri_shim.oci.reference import parse_reference
 from cri_shim.registry.cancel import Cancel
-from cri_shim.store.catalog import Catalog, Delivery, Proof
+from cri_shim.store.provenance import Delivery, Proof
 from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.platforms import Platform
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.client import Client, Fetched
+    from cri_shim.store.catalog import Catalog
 
 CONFIG_BYTES = 4 << 20
 OFFERED = 64  # entries of an index that are told
@@ -142,7 +143,7 @@ class Explainer:
             return "download", size_bytes
         if Delivery(reference.registry, reference.repository, blob) in catalog.deliveries:
             return "here", 0
-        if any(one.registry == reference.registry and one.blob == blob for one in catalog.deliveries):
+        if catalog.provenance.delivered(reference.registry, blob):
             return "here, once the registry says that this repository has it", 0
         return "here, but never delivered by this registry, which must show that it has it", size_bytes
 

@@ -24,8 +24,8 @@ from cri_shim.images.flight import Flights, first_of
 from cri_shim.images.progress import Transfer
 from cri_shim.images.scale import Scale, WrongBytes, weighed
 from cri_shim.oci.media import must_be_plain
-from cri_shim.store.catalog import Delivery, Proof
 from cri_shim.store.ingest import Ingest
+from cri_shim.store.provenance import Delivery, Proof
 from cri_shim.store.seal import encode_implied, encode_seal, seal_of
 from cri_shim.store.store import run_job, undisturbed
 from rootfs.errors import ContentMismatch, JobCancelled, LayerRejected, LimitExceeded
@@ -122,7 +122,7 @@ class Layers:
         delivery = Delivery(want.registry, want.repository, want.blob)
         if delivery in self._store.catalog.deliveries:
             return True
-        elsewhere = any(d.registry == want.registry and d.blob == want.blob for d in self._store.catalog.deliveries)
+        elsewhere = self._store.catalog.provenance.delivered(want.registry, want.blob)
         if not elsewhere or not await self._network.has_blob(source, descriptor):
             return False
         await self._store.put_deliveries((delivery,))

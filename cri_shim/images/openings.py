@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from cri_shim.auth.credential import ANONYMOUS
@@ -104,24 +105,25 @@ class Openings:
         return tuple(openings[name, one] for one in sorted(prints) if (name, one) in openings)
 
     def _outdated(self, name: str, now: float) -> tuple[Opening, ...]:
-        notes = self._store.catalog.openings.values()
-        old = tuple(one for one in notes if one.at_s < now - self._lasting_seconds)
-        mine = sorted((one for one in notes if one.name == name), key=lambda one: one.at_s)
+        notes = self._store.catalog.openings.values()  # in the order of their time
+        old = tuple(takewhile(lambda one: one.at_s < now - self._lasting_seconds, notes))
+        mine = sorted(self._store.catalog.openings_of(name), key=lambda one: one.at_s)
         return (*old, *mine[: max(0, len(mine) - MOST_PER_NAME + 1)])
 
     async def _time(self) -> float:
         """Return the time, which never runs back without everything having been forgotten first."""
         wall, steady = self._clocks.wall(), self._clocks.steady()
         expected = self._wall + (steady - self._steady)
-        notes = tuple(self._store.catalog.openings.values())
-        behind = max([expected, *(one.at_s for one in notes)]) - wall
+        notes = self._store.catalog.openings
+        latest = next(reversed(notes.values())).at_s if notes else 0
+        behind = max(expected, latest) - wall
         if behind > SET_BACK_SECONDS:
             self._wall, self._steady = wall, steady
             if notes:
                 _log.warning(
                     "the clock was set back by %d s: what opened images before does not count any more", behind
                 )
-                await self._store.drop_openings(notes)
+                await self._store.drop_openings(tuple(notes.values()))
             return wall
         if wall > expected:
             self._wall, self._steady = wall, steady

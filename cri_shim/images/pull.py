@@ -24,8 +24,8 @@ from cri_shim.images.progress import LayerProgress, PullProgress
 from cri_shim.oci.manifest import Index, pair_layers, parse_config, parse_manifest
 from cri_shim.oci.platforms import INDEX_DEPTH, runs_on, select
 from cri_shim.oci.reference import parse_reference
-from cri_shim.store.catalog import Delivery
 from cri_shim.store.image import Document, Image, ImageLayer
+from cri_shim.store.provenance import Delivery
 from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:

@@ -37,8 +37,6 @@ class Images:
         self._explainer = explainer
         self._puller = puller
         self._layers = layers
-        self._sorted: tuple[Image, ...] = ()
-        self._unsorted: tuple[Image, ...] = ()
 
     async def pull(self, name: str, given: Credential | None) -> Image:
         """Bring the image *name* here and return it.
@@ -53,11 +51,12 @@ class Images:
 
     def images(self) -> tuple[Image, ...]:
         """Return every image, in order of its id; the same tuple as before when nothing has changed."""
-        images = tuple(self._store.catalog.images.values())
-        if images != self._unsorted:  # one by one, by identity first
-            self._unsorted = images
-            self._sorted = tuple(sorted(images, key=lambda image: image.id.hex))
-        return self._sorted
+        return self._store.catalog.ordered()
+
+    def shared(self, image: Image) -> frozenset[str]:
+        """Return those layer directories of *image* whose content another image needs as well."""
+        count = self._store.catalog.references.layer
+        return frozenset(layer.name for layer in image.layers if count(layer.diff_id.hex) > 1)
 
     def find(self, text: str) -> Image | None:
         """Return the image that *text* means: an id, then a name, then the beginning of an id.

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 from rootfs.digest import chain_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from cri_shim.images.progress import PullProgress
     from cri_shim.store.image import Image, ImageLayer
 
 
-def info_of(image: Image, config: bytes, others: Iterable[Image]) -> dict[str, str]:
-    """Return the `info` of *image*: its config, its layers, what it shares with *others*, where it came from."""
-    elsewhere = {name for other in others if other.id != image.id for name in other.layer_names}
-    shared_bytes = sum(layer.unpacked_bytes for layer in image.layers if layer.name in elsewhere)
+def info_of(image: Image, config: bytes, shared: frozenset[str]) -> dict[str, str]:
+    """Return the `info` of *image*: its config, its layers, which of them are *shared*, where it came from."""
+    shared_bytes = sum(layer.unpacked_bytes for layer in image.layers if layer.name in shared)
     chain = chain_ids([layer.diff_id for layer in image.layers])
     particulars = {
         "chainID": str(chain[-1]) if chain else "",

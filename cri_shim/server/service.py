@@ -96,7 +96,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         if (pull := self._images.pulling(name)) is not None:
             answer.info.update(pull_info(pull))
         if image is not None:
-            answer.info.update(info_of(image, await self._images.config_bytes(image), self._images.images()))
+            answer.info.update(info_of(image, await self._images.config_bytes(image), self._images.shared(image)))
         return answer
 
     @timed_rpc

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import NoSpace, StoreDamaged
-from cri_shim.store.catalog import Catalog, Delivery, Layer, Opening, Proof
+from cri_shim.store.catalog import Catalog, Layer, Opening
 from cri_shim.store.durable import from_os_error
 from cri_shim.store.image import Image, Usage, image_from, record_of
+from cri_shim.store.provenance import Delivery, Proof, Provenance
 from rootfs.digest import Digest
 from rootfs.failpoints import failpoint
 
@@ -86,14 +87,13 @@ class Index:
                 images=(images := self._images()),
                 names={name: image.id for image in images.values() for name in image.names},
                 layers={layer.name: layer for layer in self._layers()},
-                proofs={Proof(Digest.parse(b), Digest.parse(d)) for b, d in self._rows("SELECT * FROM proofs")},
-                deliveries={
-                    Delivery(registry, repository, Digest.parse(blob))
-                    for registry, repository, blob in self._rows("SELECT * FROM deliveries")
-                },
+                provenance=Provenance(
+                    (Proof(Digest.parse(b), Digest.parse(d)) for b, d in self._rows("SELECT * FROM proofs")),
+                    (Delivery(r, name, Digest.parse(blob)) for r, name, blob in self._rows("SELECT * FROM deliveries")),
+                ),
                 openings={
                     (name, credential): Opening(name, credential, Digest.parse(digest), at_s)
-                    for name, credential, digest, at_s in self._rows("SELECT * FROM openings")
+                    for name, credential, digest, at_s in self._rows("SELECT * FROM openings ORDER BY at_s")
                 },
             )
 

@@ -18,7 +18,8 @@ from cri_shim.store.seal import Seal, decode_seal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cri_shim.store.catalog import Catalog, Layer, Proof
+    from cri_shim.store.catalog import Catalog, Layer
+    from cri_shim.store.provenance import Proof
     from rootfs.commit import Found
     from rootfs.digest import Digest
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cri_shim.errors import StoreDamaged
-from cri_shim.store.catalog import Layer, Proof
+from cri_shim.store.catalog import Layer
 from cri_shim.store.image import Usage
+from cri_shim.store.provenance import Proof
 from rootfs.digest import Digest
 from rootfs.errors import RootfsError
 

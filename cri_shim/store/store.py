@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from concurrent.futures import Executor
 
-    from cri_shim.store.catalog import Catalog, Delivery, Held, Layer, Opening, Proof
+    from cri_shim.store.catalog import Catalog, Dropped, Layer, Opening
     from cri_shim.store.layout import Layout
+    from cri_shim.store.provenance import Delivery, Proof
     from rootfs.client import Helper, Job
     from rootfs.digest import Digest
 
@@ -117,7 +118,7 @@ class Store:
     async def _end(self, lease: Lease) -> None:
         await asyncio.gather(*lease.writing, return_exceptions=True)  # `put_image` raised what failed
         self._leases.discard(lease)
-        self._spare(lease.layers - self.catalog.referenced())
+        self._spare(name for name in lease.layers if not self.catalog.references.layer(name))
         await self._drop_documents(lease.documents)
 
     async def disk(self, work: Callable[[], T]) -> T:
@@ -168,7 +169,7 @@ class Store:
         """Record which registry delivered which blobs; known ones cost nothing."""
         fresh = tuple(d for d in deliveries if d not in self.catalog.deliveries)
         if fresh:
-            await self._change(lambda: self._index.put_deliveries(fresh), lambda: self.catalog.deliveries.update(fresh))
+            await self._change(lambda: self._index.put_deliveries(fresh), lambda: self.catalog.put_deliveries(fresh))
 
     async def put_opening(self, opening: Opening, outdated: tuple[Opening, ...]) -> None:
         """Record that a credential opened a name, and forget those that are *outdated*."""
@@ -225,8 +226,8 @@ class Store:
         victims = {name: self.catalog.layers[name] for name in self._unused() if name in unused - used}
         if victims:
             gone = self._leave(victims)
-            before = self.catalog.drop_layers(victims)
-            await undisturbed(self._drop_layers(victims, before, gone))
+            dropped = self.catalog.drop_layers(victims)
+            await undisturbed(self._drop_layers(victims, dropped, gone))
         return tuple(victims)
 
     async def discard(self, staging: str) -> None:
@@ -256,7 +257,7 @@ class Store:
         await self._in_index(lambda: self._carry_out(plan))
         self.catalog = await self._in_index(self._index.load)
         await self.disk(lambda: self.blobs.remove(plan.stray_documents))
-        self._spare(self.catalog.layers.keys() - self.catalog.referenced())
+        self._spare(self.catalog.idle())
         self._untrashed.update(plan.trash)
         self._empty_trash()
         for digest in plan.lost_images:
@@ -270,8 +271,8 @@ class Store:
         for layer, proof in plan.adopt:
             self._index.put_layer(layer, proof)
         if plan.lost_layers:
-            gone = self.catalog.drop_layers(plan.lost_layers).deliveries - self.catalog.deliveries
-            self._index.drop_layers(plan.lost_layers, gone)
+            dropped = self.catalog.drop_layers(plan.lost_layers)
+            self._index.drop_layers(plan.lost_layers, dropped.deliveries)
 
     def _empty_ingest(self) -> None:
         for path in self.layout.ingest.iterdir():
@@ -306,15 +307,14 @@ class Store:
     def _unused(self) -> Iterable[str]:
         now = time.monotonic()
         self._grace = {name: until for name, until in self._grace.items() if until > now}
-        held = self.catalog.referenced().union(self._grace, *(lease.layers for lease in self._leases))
-        return [name for name in self.catalog.layers if name not in held]
+        return self.catalog.idle().difference(self._grace, *(lease.layers for lease in self._leases))
 
-    async def _drop_layers(self, victims: dict[str, Layer], before: Held, gone: asyncio.Event) -> None:
-        names, deliveries = tuple(victims), before.deliveries - self.catalog.deliveries
+    async def _drop_layers(self, victims: dict[str, Layer], dropped: Dropped, gone: asyncio.Event) -> None:
+        names = tuple(victims)
         try:
-            await self._in_index(lambda: self._index.drop_layers(names, deliveries))
+            await self._in_index(lambda: self._index.drop_layers(names, dropped.deliveries))
         except Exception:
-            self.catalog.restore(before)
+            self.catalog.restore(dropped)
             raise
         else:
             self._trash_usage += sum((layer.usage for layer in victims.values()), Usage(0, 0))
@@ -340,8 +340,9 @@ class Store:
 
     async def _drop_documents(self, candidates: Iterable[Digest]) -> None:
         """Delete those of *candidates* that no image and no lease needs."""
-        held = set(self.catalog.documents()).union(*(lease.documents for lease in self._leases))
-        unused = tuple(digest for digest in candidates if digest not in held)
+        held: set[Digest] = set().union(*(lease.documents for lease in self._leases))
+        needed = self.catalog.references.document
+        unused = tuple(digest for digest in candidates if digest not in held and not needed(digest))
         names = tuple(str(digest) for digest in unused if str(digest) not in self._leaving)
         if not names:
             return

@@ -77,6 +77,10 @@ class FakeImages:
         self._listed = self._listed if held == self._listed else held
         return self._listed
 
+    def shared(self, image):
+        elsewhere = {name for other in self.held.values() if other is not image for name in other.layer_names}
+        return frozenset(image.layer_names) & elsewhere
+
     def find(self, text):
         for image in self.held.values():
             if text in (str(image.id), image.id.hex, *image.names):
