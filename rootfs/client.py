@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rootfs.commit import Found
     from rootfs.digest import Digest
     from rootfs.forms import FormMade
+    from rootfs.graft import Reach
     from rootfs.limits import Limits
     from rootfs.remove import Stuck
 
@@ -160,6 +161,21 @@ class Helper:
     def recover(self) -> Job[tuple[Found, ...]]:
         """Empty staging, mend the short names, and list the layers with their seals; for the start."""
         return self._ask("recover", "", {}, values.to_found)
+
+    def graft(self, source: str, target: bytes, *, sync: str) -> Job[FormMade]:
+        """Fill a directory of the runtime's with the tree of a layer (`rootfs.graft`).
+
+        Args:
+            source: name of a layer.
+            target: path of an empty directory, relative to the root of the runtime in `Options`.
+            sync: "syncfs", "fsync" or "off".
+        """
+        arguments: wire.Json = {"source": checked_name(source), "target": wire.path_text(target), "sync": sync}
+        return self._ask("graft", "", arguments, values.to_grafted)
+
+    def reach(self) -> Job[Reach]:
+        """Find out how files would come into the root of the runtime: by link, reflink or copy."""
+        return self._ask("reach", "", {}, values.to_reach)
 
     def close(self) -> None:
         """End the helper with all of its children; jobs fail with `HelperFailed`."""

@@ -45,11 +45,14 @@ class Options:
         require_sandbox: refuse to start where a part of the sandbox cannot be had.
         cpu_seconds: processor time that the unpacking of one layer may take.
         module: what to run; another one than the helper is for tests.
+        runtime: root directory of the runtime that layers are given to, absolute; "" for none. The helper writes
+            nowhere else outside its store.
     """
 
     require_sandbox: bool = False
     cpu_seconds: int = 3600
     module: str = "rootfs.helper"
+    runtime: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +275,7 @@ def _spawn(root: str, options: Options) -> tuple[socket.socket, subprocess.Popen
         "cpu_seconds": options.cpu_seconds,
         "require_sandbox": options.require_sandbox,
         "failpoints": armed(),
+        "runtime": options.runtime,
     }
     command = [sys.executable, "-I", "-c", _BOOT, _PARENT, options.module, str(theirs.fileno()), json.dumps(settings)]
     try:

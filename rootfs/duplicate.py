@@ -16,7 +16,7 @@ from rootfs.beneath import open_beneath
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FICLONE: Final = 0x40049409
+FICLONE: Final = 0x40049409
 _COPY_BYTES: Final = 1 << 30
 # What link(2) answers where another name of the same inode cannot be: too many links, another file system or project,
 # a file that must not change.
@@ -113,7 +113,7 @@ def _copy_file(source: int, target: int, name: bytes, status: os.stat_result) ->
 def _copy_contents(old: int, new: int, size_bytes: int) -> None:
     """Share the extents where the file system can, else copy what is data and leave the holes."""
     try:
-        fcntl.ioctl(new, _FICLONE, old)
+        fcntl.ioctl(new, FICLONE, old)
     except OSError:
         os.ftruncate(new, size_bytes)
         _copy_extents(old, new, size_bytes)

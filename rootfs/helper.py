@@ -81,16 +81,24 @@ class _Staged:
     busy: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What the helper was started with beside its store: processor time for a layer, root of the runtime."""
+
+    cpu_seconds: int
+    runtime: str
+
+
 class _Server:
     """The state of a helper and what it does about messages and ended children."""
 
     def __init__(
-        self, channel: socket.socket, store: tuple[Layout, Facts], apply: child.Apply, cpu_seconds: int
+        self, channel: socket.socket, store: tuple[Layout, Facts], apply: child.Apply, options: _Options
     ) -> None:
         self._channel = channel
         self._apply = apply
         self._layout, self._facts = store
-        self._cpu_seconds = cpu_seconds
+        self._options = options
         self._pid = os.getpid()
         self._jobs: dict[int, _Job] = {}
         self._staged: dict[str, _Staged] = {}
@@ -231,7 +239,7 @@ class _Server:
             limits=values.to_limits(arguments["limits"]),
             plain=bool(arguments["plain"]),
             diff_algorithm=values.text(arguments["diff_algorithm"]),
-            cpu_seconds=self._cpu_seconds,
+            cpu_seconds=self._options.cpu_seconds,
             privileged=self._facts.privileged,
             parts=self._facts.parts,
             helper=self._pid,
@@ -246,7 +254,8 @@ class _Server:
             staging=job.staging,
             filesystem=staged.filesystem if staged is not None else -1,
             opaque=self._facts.opaque,
-            cpu_seconds=self._cpu_seconds,
+            cpu_seconds=self._options.cpu_seconds,
+            runtime=self._options.runtime,
         )
         jobs.run_trusted(work, kind, body, job.result, self._pid)
 
@@ -382,7 +391,7 @@ def serve(apply: child.Apply, arguments: list[str]) -> None:
     Args:
         apply: turns the stream of a layer into a tree.
         arguments: number of the socket's descriptor, and the options as JSON: `root`, `cpu_seconds`,
-            `require_sandbox`, `failpoints`.
+            `require_sandbox`, `runtime`, `failpoints`.
     """
     channel = socket.socket(fileno=int(arguments[0]))
     channel.set_inheritable(False)
@@ -399,7 +408,8 @@ def serve(apply: child.Apply, arguments: list[str]) -> None:
         wire.send(channel, hello)
         if facts.missing and options["require_sandbox"]:
             return
-        _Server(channel, (layout, facts), apply, options["cpu_seconds"]).run(wake)
+        own = _Options(options["cpu_seconds"], options["runtime"])
+        _Server(channel, (layout, facts), apply, own).run(wake)
 
 
 def apply_stream(source: Reader, root: int, order: child.Unpacking) -> Applied:

@@ -17,6 +17,7 @@ from rootfs import child, sandbox, syscalls, values, wire
 from rootfs.commit import commit, recover, trash
 from rootfs.errors import HelperFailed, RootfsError
 from rootfs.forms import KINDS, FormMade, inherited, make_form, mark_opaque
+from rootfs.graft import graft, open_runtime, reach
 from rootfs.layout import Layout, make_staged_diff, open_diff, open_staged_diff
 from rootfs.remove import empty_directory
 
@@ -42,6 +43,7 @@ class Work:
         filesystem: descriptor for `commit`, opened before the layer's first write; -1 for none.
         opaque: attribute that marks opaque directories in this store, "" where none can be set.
         cpu_seconds: processor time that the job may take.
+        runtime: root of the runtime that layers are given to, "" for none.
     """
 
     layout: Layout
@@ -50,6 +52,7 @@ class Work:
     filesystem: int
     opaque: str
     cpu_seconds: int
+    runtime: str
 
 
 def _mark(work: Work) -> Outcome:
@@ -118,6 +121,17 @@ def _recover(work: Work) -> Outcome:
     return child.DONE, {"value": values.from_found(recover(work.layout))}
 
 
+def _graft(work: Work) -> Outcome:
+    source = open_diff(work.layout, values.text(work.arguments["source"]))
+    runtime = open_runtime(work.runtime)
+    target, sync = wire.path_bytes(work.arguments["target"]), values.text(work.arguments["sync"])
+    return child.DONE, {"value": dataclasses.asdict(graft(source, runtime, target, sync=sync))}
+
+
+def _reach(work: Work) -> Outcome:
+    return child.DONE, {"value": dataclasses.asdict(reach(work.layout, work.runtime))}
+
+
 JOBS: Final[dict[str, Callable[[Work], Outcome]]] = {
     "mark": _mark,
     "form": _form,
@@ -125,6 +139,8 @@ JOBS: Final[dict[str, Callable[[Work], Outcome]]] = {
     "trash": _trash,
     "empty_trash": _empty_trash,
     "recover": _recover,
+    "graft": _graft,
+    "reach": _reach,
 }
 
 

@@ -13,6 +13,7 @@ from rootfs.commit import Found
 from rootfs.digest import Digest
 from rootfs.errors import HelperFailed, RootfsError
 from rootfs.forms import FormMade
+from rootfs.graft import WAYS, Reach
 from rootfs.limits import Limits
 from rootfs.remove import Stuck
 from rootfs.wire import path_bytes, path_text, printable
@@ -159,6 +160,31 @@ def to_form_made(value: object) -> FormMade | None:
         return None
     fields = _fields(value, tuple(field.name for field in dataclasses.fields(FormMade)))
     return FormMade(**{name: count(number) for name, number in fields.items()})
+
+
+def to_grafted(value: object) -> FormMade:
+    """Read what a layer cost in a runtime's directory.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    made = to_form_made(value)
+    if made is None:
+        raise HelperFailed("a result is not what was asked for")
+    return made
+
+
+def to_reach(value: object) -> Reach:
+    """Read how files come into a runtime's root.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    fields = _fields(value, ("way", "why"))
+    way = text(fields["way"])
+    if way not in ("", *WAYS):
+        raise HelperFailed("a result names a way that is none")
+    return Reach(way, printable(text(fields["why"])))
 
 
 def from_found(found: tuple[Found, ...]) -> list[object]:
