@@ -22,6 +22,7 @@ from rootfs.beneath import open_beneath
 from rootfs.commit import SYNCS, sync_tree
 from rootfs.duplicate import FICLONE
 from rootfs.errors import RootfsError, shown
+from rootfs.failpoints import failpoint
 from rootfs.forms import FormMade, make_form
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def graft(source: int, runtime: int, path: bytes, *, sync: str) -> FormMade:
                 raise RootfsError(f"the runtime's directory {shown(path)} is not empty")
         made = make_form(source, target)
         if sync == "syncfs":
+            failpoint("graft.syncfs")
             syscalls.syncfs(target)
         elif sync == "fsync":
             sync_tree(target)
