@@ -52,6 +52,14 @@ class RegistryUnavailable(ShimError):
     """No host could be reached, or all of them failed: refused, DNS, TLS, 5xx, 429, stalled."""
 
 
+class SignatureRejected(ShimError):
+    """A policy of the node asks for a signature that the image has not.
+
+    The wording is kept ready for what verifies; nothing does yet, and the daemon does not start beside a policy.json
+    that demands it (see `registry/nodefiles`).
+    """
+
+
 class ContentRejected(ShimError):
     """What the registry sent is not what its digest, size or type promised."""
 

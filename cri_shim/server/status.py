@@ -1,7 +1,8 @@
 """The one table that turns errors into gRPC codes, and the wording that kubelet acts on.
 
 kubelet strips the code from UNKNOWN only, and then looks at how the text begins: `RegistryUnavailable` becomes a
-reason of its own. So a registry that cannot be reached must be UNKNOWN with that prefix; any other code loses it.
+reason of its own, and so does `SignatureValidationFailed`. So these two must be UNKNOWN with their prefix; any other
+code loses it.
 An error that has no row is a bug: the caller learns that there was one, and the log has the rest.
 """
 
@@ -41,6 +42,7 @@ TABLE: Final = (
     Row(shim.Unauthenticated, StatusCode.UNAUTHENTICATED),
     Row(shim.Denied, StatusCode.PERMISSION_DENIED),
     Row(shim.RegistryUnavailable, StatusCode.UNKNOWN, prefix="RegistryUnavailable: "),
+    Row(shim.SignatureRejected, StatusCode.UNKNOWN, prefix="SignatureValidationFailed: "),
     Row(shim.ContentRejected, StatusCode.FAILED_PRECONDITION),
     Row(shim.Unsupported, StatusCode.UNIMPLEMENTED),
     Row(shim.LimitExceeded, StatusCode.RESOURCE_EXHAUSTED),

@@ -34,6 +34,12 @@ def test_every_error_has_a_row_below_the_root():
         assert covering, f"{kind.__qualname__} has no row in server/status.py"
 
 
+def test_what_kubelet_finds_by_its_beginning_has_the_code_that_it_strips():
+    """kubelet compares with the texts of cri-api's pkg/errors, after removing UNKNOWN's "rpc error: ..." only."""
+    prefixed = {row.prefix: row.code for row in status.TABLE if row.prefix}
+    assert prefixed == {"RegistryUnavailable: ": Code.UNKNOWN, "SignatureValidationFailed: ": Code.UNKNOWN}
+
+
 def test_no_class_has_two_rows():
     assert len({row.error for row in status.TABLE}) == len(status.TABLE)
 
@@ -49,6 +55,11 @@ def test_no_class_has_two_rows():
             shim.RegistryUnavailable("connection refused").within("reg.io:443"),
             Code.UNKNOWN,
             "RegistryUnavailable: reg.io:443: connection refused",
+        ),
+        (
+            shim.SignatureRejected("no signature of the key that the policy names").within("pull reg.io/a:1"),
+            Code.UNKNOWN,
+            "SignatureValidationFailed: pull reg.io/a:1: no signature of the key that the policy names",
         ),
         (shim.ContentRejected("digest"), Code.FAILED_PRECONDITION, "digest"),
         (shim.Unsupported("schema 1"), Code.UNIMPLEMENTED, "schema 1"),
