@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from rootfs.compression import decompress
 from rootfs.digest import Digest, new_hash
 from rootfs.errors import LayerRejected, LimitExceeded, NoSpace, RootfsError, from_os_error, shown
-from rootfs.tarstream import CHUNK_BYTES, TarStream
+from rootfs.tarsplit import REPLACED, Record, Recorder
+from rootfs.tarstream import TarStream
 from rootfs.tree import Tree
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Applied:
         opaque: directories to be marked opaque, relative to the root (b"" is the root itself), links resolved.
         implied: directories made without an entry of their own, the same way.
         skipped: what could not be applied, and how often: ("owner", 12), ("device", 1), ("xattr:user", 3).
+        record: what became of the record of the tar (`rootfs.tarsplit`); None when none was wanted.
     """
 
     diff_id: Digest
@@ -53,6 +55,7 @@ class Applied:
     opaque: tuple[bytes, ...]
     implied: tuple[bytes, ...]
     skipped: tuple[tuple[str, int], ...]
+    record: Record | None = None
 
 
 class _Blob:
@@ -116,6 +119,7 @@ def apply_layer(
     plain: bool = False,
     algorithm: str = "sha256",
     diff_algorithm: str = "sha256",
+    record_fd: int = -1,
 ) -> Applied:
     """Unpack a layer into the empty directory *root_fd*, in overlay form.
 
@@ -129,6 +133,7 @@ def apply_layer(
         plain: the media type says that the layer is not compressed, so it is not looked at whether it is.
         algorithm: of the digest of *source*.
         diff_algorithm: of the digest of the tar.
+        record_fd: an empty file, open for writing, for the record of the tar; -1 for none.
 
     Raises:
         LayerRejected: the layer is corrupt, or wants something that a layer may not do.
@@ -140,21 +145,23 @@ def apply_layer(
     try:
         blob = _Blob(source, algorithm)
         layer = _Layer(blob, decompress(blob, limits, plain=plain), limits, diff_algorithm)
-        return _unpack(blob, layer, root_fd, limits, privileged=privileged)
+        record = Recorder(record_fd, limits.tar_split_bytes) if record_fd >= 0 else None
+        stream = TarStream(layer, limits, record)
+        tree = Tree(root_fd, stream, limits, privileged=privileged)
+        return _unpack((blob, layer), stream, tree, record)
     except MemoryError as error:
         raise NoSpace("out of memory") from error
     finally:
         os.umask(before)
 
 
-def _unpack(blob: _Blob, layer: _Layer, root_fd: int, limits: Limits, *, privileged: bool) -> Applied:
-    stream = TarStream(layer, limits)
-    tree = Tree(root_fd, stream, limits, privileged=privileged)
+def _unpack(read: tuple[_Blob, _Layer], stream: TarStream, tree: Tree, record: Recorder | None) -> Applied:
+    blob, layer = read
     try:
         _put_all(stream, tree)
-        while layer.read(CHUNK_BYTES):
-            pass
+        stream.finish()
         tree.finish()
+        recorded = None if record is None else record.finish(REPLACED if tree.replaced else "")
     except OSError as error:
         raise from_os_error(error).within("finishing the directories") from error
     finally:
@@ -172,6 +179,7 @@ def _unpack(blob: _Blob, layer: _Layer, root_fd: int, limits: Limits, *, privile
         opaque=tree.opaque,
         implied=tree.implied,
         skipped=tuple(sorted(tree.skipped.items())),
+        record=recorded,
     )
 
 
@@ -180,7 +188,9 @@ def _put_all(stream: TarStream, tree: Tree) -> None:
     entry: Entry | None = None
     try:
         while entry := stream.next():
+            tree.again = False
             tree.put(entry)
+            stream.end_entry(entry, again=tree.again)
     except RootfsError as error:
         raise error.within(_step(entry, stream)) from error.__cause__
     except OSError as error:

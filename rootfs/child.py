@@ -48,6 +48,8 @@ NOTHING: Final = 5
 BLOB: Final = 3
 WATERMARKS: Final = 4
 RESULT: Final = 5
+RECORD: Final = 7
+"""Where the record of the tar goes; next to `sandbox.ROOT`, and only where one is wanted."""
 
 _DESCRIPTORS: Final = 256
 _MEMORY_BYTES: Final = 1 << 30
@@ -118,6 +120,7 @@ class Unpacking:
         privileged: owners and device nodes can be made.
         parts: of the sandbox, those that can be had.
         helper: process id of the parent.
+        record: descriptor for the record of the tar (`rootfs.tarsplit`), -1 for none.
     """
 
     blob: Digest
@@ -129,6 +132,7 @@ class Unpacking:
     privileged: bool
     parts: Collection[str]
     helper: int
+    record: int = -1
 
     def bounds(self) -> sandbox.Bounds:
         """Return what the kernel is to hold the child to."""

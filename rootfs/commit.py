@@ -18,7 +18,7 @@ from rootfs import syscalls
 from rootfs.beneath import DIRECTORY, open_beneath
 from rootfs.errors import LimitExceeded, RootfsError
 from rootfs.failpoints import failpoint
-from rootfs.layout import DIFF, IMPLIED, LINK, SEAL, Layout, checked_name, drop_link, make_link, move_to_trash
+from rootfs.layout import DIFF, IMPLIED, LINK, RECORD, SEAL, Layout, checked_name, drop_link, make_link, move_to_trash
 from rootfs.overlay import link_name
 
 SYNCS: Final = ("syncfs", "fsync", "off")
@@ -72,6 +72,7 @@ def commit(
         if implied:
             _write(staged, IMPLIED, implied)
         _write(staged, LINK, link_name(checked_name(name)).encode("ascii"))
+        _drop_empty_record(staged)
         _sync(staged, sync, filesystem)
     finally:
         os.close(staged)
@@ -85,6 +86,16 @@ def _write(directory: int, name: bytes, data: bytes) -> None:
             data = data[os.write(descriptor, data) :]
     finally:
         os.close(descriptor)
+
+
+def _drop_empty_record(staged: int) -> None:
+    """An unpacker that could not keep a record left its file empty."""
+    try:
+        size = os.stat(RECORD, dir_fd=staged, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return
+    if not size:
+        os.unlink(RECORD, dir_fd=staged)
 
 
 def _sync(staged: int, sync: str, filesystem: int) -> None:

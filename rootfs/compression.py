@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rootfs.limits import Limits
 
 try:
-    from isal import igzip_lib
+    from isal import igzip_lib, isal_zlib
 except ImportError:  # no wheel for this machine: zlib does the same at half the speed
-    igzip_lib = None  # type: ignore[assignment]
+    igzip_lib = isal_zlib = None  # type: ignore[assignment]
 
 READ_BYTES: Final = 512 << 10
 """How much is asked of a source at once, in bytes."""
@@ -376,6 +376,22 @@ class _Zstd:
             raise LayerRejected("the zstd stream is corrupt (a frame does not end with its last block)")
         self._frame = None
         return data
+
+
+class Compressor(Protocol):
+    """Makes one gzip member."""
+
+    def compress(self, data: bytes, /) -> bytes:
+        """Take *data* and give what is ready."""
+
+    def flush(self) -> bytes:
+        """Give the rest; nothing can follow."""
+
+
+def new_gzip() -> Compressor:
+    """Make a compressor that is quick rather than thorough."""
+    made: Compressor = zlib.compressobj(1, wbits=31) if isal_zlib is None else isal_zlib.compressobj(1, wbits=31)
+    return made
 
 
 def _window(descriptor: int) -> int:

@@ -44,6 +44,7 @@ class Options:
     Attributes:
         require_sandbox: refuse to start where a part of the sandbox cannot be had.
         cpu_seconds: processor time that the unpacking of one layer may take.
+        tar_split: keep the record of each layer's tar (`rootfs.tarsplit`) beside its tree.
         module: what to run; another one than the helper is for tests.
         runtime: root directory of the runtime that layers are given to, absolute; "" for none. The helper writes
             nowhere else outside its store.
@@ -51,6 +52,7 @@ class Options:
 
     require_sandbox: bool = False
     cpu_seconds: int = 3600
+    tar_split: bool = True
     module: str = "rootfs.helper"
     runtime: str = ""
 
@@ -276,6 +278,7 @@ def _spawn(root: str, options: Options) -> tuple[socket.socket, subprocess.Popen
         "require_sandbox": options.require_sandbox,
         "failpoints": armed(),
         "runtime": options.runtime,
+        "tar_split": options.tar_split,
     }
     command = [sys.executable, "-I", "-c", _BOOT, _PARENT, options.module, str(theirs.fileno()), json.dumps(settings)]
     try:

@@ -29,7 +29,7 @@ from rootfs import child, jobs, sandbox, values, wire
 from rootfs.apply import apply_layer
 from rootfs.errors import HelperFailed, NoSpace, RootfsError
 from rootfs.failpoints import arm
-from rootfs.layout import Layout, checked_name, make_staged_diff, move_to_trash, open_layout
+from rootfs.layout import Layout, checked_name, make_record, make_staged_diff, move_to_trash, open_layout
 from rootfs.overlay import OPAQUE_USER
 from rootfs.probe import Facts, find_facts
 
@@ -83,10 +83,11 @@ class _Staged:
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What the helper was started with beside its store: processor time for a layer, root of the runtime."""
+    """What the helper was started with: processor time for a layer, root of the runtime, whether tars are recorded."""
 
     cpu_seconds: int
     runtime: str
+    tar_split: bool
 
 
 class _Server:
@@ -225,11 +226,12 @@ class _Server:
         try:
             order = self._order(wire.read_body(body))
             tree = make_staged_diff(self._layout, job.staging)
+            wanted = {child.BLOB: blob, child.WATERMARKS: watermarks, child.RESULT: job.result, sandbox.ROOT: tree}
+            if self._options.tar_split:
+                wanted[child.RECORD] = make_record(self._layout, job.staging)
         except (OSError, RootfsError, KeyError) as error:
             child.run(job.result, _raising(error))
-        child.leave_helper(
-            {child.BLOB: blob, child.WATERMARKS: watermarks, child.RESULT: job.result, sandbox.ROOT: tree}
-        )
+        child.leave_helper(wanted)
         child.run(child.RESULT, work)
 
     def _order(self, arguments: wire.Json) -> child.Unpacking:
@@ -243,6 +245,7 @@ class _Server:
             privileged=self._facts.privileged,
             parts=self._facts.parts,
             helper=self._pid,
+            record=child.RECORD if self._options.tar_split else -1,
         )
 
     def _do(self, job: _Job, kind: str, body: int) -> NoReturn:
@@ -391,7 +394,7 @@ def serve(apply: child.Apply, arguments: list[str]) -> None:
     Args:
         apply: turns the stream of a layer into a tree.
         arguments: number of the socket's descriptor, and the options as JSON: `root`, `cpu_seconds`,
-            `require_sandbox`, `runtime`, `failpoints`.
+            `require_sandbox`, `runtime`, `tar_split`, `failpoints`.
     """
     channel = socket.socket(fileno=int(arguments[0]))
     channel.set_inheritable(False)
@@ -408,7 +411,7 @@ def serve(apply: child.Apply, arguments: list[str]) -> None:
         wire.send(channel, hello)
         if facts.missing and options["require_sandbox"]:
             return
-        own = _Options(options["cpu_seconds"], options["runtime"])
+        own = _Options(options["cpu_seconds"], options["runtime"], options["tar_split"])
         _Server(channel, (layout, facts), apply, own).run(wake)
 
 
@@ -422,6 +425,7 @@ def apply_stream(source: Reader, root: int, order: child.Unpacking) -> Applied:
         plain=order.plain,
         algorithm=order.blob.algorithm,
         diff_algorithm=order.diff_algorithm,
+        record_fd=order.record,
     )
 
 

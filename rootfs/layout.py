@@ -1,6 +1,6 @@
 """Where layers lie on the disk: the directories of a store that the helper works in.
 
-    <root>/overlay/<name>/{diff/, layer.json, link}    a layer, whole and synced
+    <root>/overlay/<name>/{diff/, layer.json, link, tar-split.gz}    a layer, whole and synced
     <root>/overlay/l/<26 letters> -> ../<name>/diff    its short name for mounts
     <root>/staging/<name>/...                          a layer that is being made; void after a restart
     <root>/trash/<name>.<random>                       what was removed, and is not unlinked yet
@@ -24,6 +24,7 @@ DIFF: Final = b"diff"
 SEAL: Final = b"layer.json"
 LINK: Final = b"link"
 IMPLIED: Final = b"implied"
+RECORD: Final = b"tar-split.gz"
 
 _NAME: Final = re.compile(r"[0-9a-z._-]{1,80}")
 _LINKS: Final = "l"
@@ -117,6 +118,19 @@ def make_staged_diff(layout: Layout, staging: str) -> int:
     os.fchmod(tree, 0o755)
     failpoint("staging.made")
     return tree
+
+
+def make_record(layout: Layout, staging: str) -> int:
+    """Make the file for the record of the tar beside the tree of a new layer and open it for writing.
+
+    Raises:
+        OSError: it cannot be made, or is there already.
+    """
+    outer = os.open(checked_name(staging), _DIRECTORY | os.O_NOFOLLOW, dir_fd=layout.staging)
+    try:
+        return os.open(RECORD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=outer)
+    finally:
+        os.close(outer)
 
 
 def move_to_trash(layout: Layout, parent: int, name: str) -> bool:

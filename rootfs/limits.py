@@ -25,6 +25,7 @@ class Limits:
         directories: directories in one layer, the only entries that are remembered until its end; names count as well
             that it both hides and has.
         remembered_bytes: the paths of all of those.
+        tar_split_bytes: the record of the tar, compressed; the layer of a longer one does without.
     """
 
     unpacked_bytes: int = 64 << 30
@@ -38,3 +39,4 @@ class Limits:
     path_bytes: int = 4095
     directories: int = 500_000
     remembered_bytes: int = 64 << 20
+    tar_split_bytes: int = 1 << 30

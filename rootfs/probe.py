@@ -134,10 +134,13 @@ def _warm_up(apply: child.Apply, tree: int, *, privileged: bool) -> None:
         name = f"warm{place}"
         os.mkdir(name, 0o700, dir_fd=tree)
         inside = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=tree)
+        record = os.memfd_create("record", os.MFD_CLOEXEC)
         try:
-            applied = apply(io.BytesIO(blob), inside, _order(blob, (), privileged=privileged))
+            order = dataclasses.replace(_order(blob, (), privileged=privileged), record=record)
+            applied = apply(io.BytesIO(blob), inside, order)
         finally:
             os.close(inside)
+            os.close(record)
         if applied.blob != Digest.of(blob):
             raise HelperFailed("a known layer has another digest than it should")
     sandbox.warm_up()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from rootfs.compression import Reader
     from rootfs.limits import Limits
+    from rootfs.tarsplit import Recorder
 
 CHUNK_BYTES: Final = 256 << 10
 """How much is asked of the stream at once: it stays in the processor's cache while it is hashed and written."""
@@ -42,12 +43,20 @@ _EXTENSIONS_PER_ENTRY: Final = 4
 
 
 class TarStream:
-    """Reads a tar from *source*. `next` gives entries; `whole` or `pieces` give the content of the latest one."""
+    """Reads a tar from *source*. `next` gives entries; `whole` or `pieces` give the content of the latest one.
 
-    __slots__ = ("_at", "_data", "_extensions", "_left", "_limits", "_pad", "_source", "_sparse_bytes", "entries")
+    A *record* gets all of the tar: as content what `whole` and `content` give, and everything else as it is.
+    """
 
-    def __init__(self, source: Reader, limits: Limits) -> None:
+    __slots__ = (
+        *("_at", "_data", "_extensions", "_left", "_limits", "_pad", "_record", "_recorded", "_source"),
+        *("_sparse_bytes", "entries"),
+    )
+
+    def __init__(self, source: Reader, limits: Limits, record: Recorder | None = None) -> None:
         self._source = source
+        self._record = record
+        self._recorded = 0  # the record has the bytes at hand up to here
         self._limits = limits
         self._data = b""
         self._at = 0
@@ -80,13 +89,47 @@ class TarStream:
         return entry
 
     def whole(self) -> bytes | memoryview | None:
-        """Give all of the content if it is at hand, which it is for most files."""
+        """Give all of the content, which lies in a file of its own, if it is at hand, which it is for most files."""
         at, left = self._at, self._left
         if left > len(self._data) - at:
             return None
-        self._at = at + left
+        end = at + left
+        content = self._data[at:end] if left < 16384 else memoryview(self._data)[at:end]
+        record = self._record
+        if record is not None:
+            record.raw(self._data[self._recorded : at])
+            record.content(content)
+            self._recorded = end
+        self._at = end
         self._left = 0
-        return self._data[at : at + left] if left < 16384 else memoryview(self._data)[at : at + left]
+        return content
+
+    def content(self) -> Iterator[memoryview]:
+        """Give all of the content, which lies in a file of its own, in pieces as they come."""
+        self._tell()
+        record = self._record
+        for piece in self.pieces(self._left):
+            if record is not None:
+                record.content(piece)
+                self._recorded = self._at
+            yield piece
+
+    def end_entry(self, entry: Entry, *, again: bool) -> None:
+        """Tell the record that all of *entry* was read that is going to be, and whether its name came *again*."""
+        if self._record is not None:
+            self._tell()
+            self._record.entry(entry.name, again=again)
+
+    def finish(self) -> None:
+        """Read what follows the end of the archive."""
+        while self._refill():
+            self._at = len(self._data)
+
+    def _tell(self) -> None:
+        """Hand what was read since the last time to the record."""
+        if self._record is not None and self._recorded < self._at:
+            self._record.raw(self._data[self._recorded : self._at])
+            self._recorded = self._at
 
     def pieces(self, size_bytes: int) -> Iterator[memoryview]:
         """Give the next *size_bytes* of the content, in pieces as they come."""
@@ -100,8 +143,10 @@ class TarStream:
             yield piece
 
     def _refill(self) -> bool:
+        if self._record is not None and self._recorded < len(self._data):
+            self._record.raw(self._data[self._recorded :])
         self._data = self._source.read(CHUNK_BYTES)
-        self._at = 0
+        self._at = self._recorded = 0
         return bool(self._data)
 
     def _header(self) -> Entry | None:

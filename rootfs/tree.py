@@ -59,6 +59,8 @@ class Tree:
         skipped: what could not be applied, and how often.
         opaque: directories that are to hide what lies below them, sorted; after `finish`.
         implied: directories that no entry described, sorted; after `finish`.
+        replaced: something of this layer made room for something else of it.
+        again: the latest entry is about a directory that an earlier one was about.
     """
 
     def __init__(self, root: int, stream: TarStream, limits: Limits, *, privileged: bool) -> None:
@@ -88,6 +90,8 @@ class Tree:
         self.skipped: dict[str, int] = {}
         self.opaque: tuple[bytes, ...] = ()
         self.implied: tuple[bytes, ...] = ()
+        self.replaced = False
+        self.again = False
 
     def put(self, entry: Entry) -> None:
         """Write *entry*, whose content `stream` is about to give.
@@ -153,7 +157,7 @@ class Tree:
             if content is not None:
                 write(file, content)
             else:
-                write_all(file, self._stream.pieces(entry.stored_bytes))
+                write_all(file, self._stream.content())
         else:
             for offset, length in entry.sparse:
                 if length:
@@ -260,6 +264,7 @@ class Tree:
             self._learn(os.fstat(opened))
         self._wants_owner(entry, self._born)
         self._note(path, self._directories)
+        self.again = path in self._directories and path not in self._implied
         self._directories[path] = (entry.uid, entry.gid, entry.mode, entry.atime_ns, entry.mtime_ns)
         self._implied.discard(path)
 
@@ -418,6 +423,7 @@ class Tree:
     def _clear(self, directory: int, base: bytes, path: bytes) -> None:
         """Remove what stands where something else is to be; *path* is its path without links."""
         status = os.stat(base, dir_fd=directory, follow_symlinks=False)
+        self.replaced = self.replaced or not is_whiteout(status)
         if stat.S_ISDIR(status.st_mode):
             self._parents.forget()
             failure = remove_tree(directory, base)

@@ -16,6 +16,7 @@ from rootfs.forms import FormMade
 from rootfs.graft import WAYS, Reach
 from rootfs.limits import Limits
 from rootfs.remove import Stuck
+from rootfs.tarsplit import REPLACED, TOO_LONG, Record
 from rootfs.wire import path_bytes, path_text, printable
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def from_applied(applied: Applied) -> dict[str, object]:
         "opaque": len(applied.opaque),
         "implied": len(applied.implied),
         "skipped": list(applied.skipped),
+        "record": None if applied.record is None else _from_record(applied.record),
     }
 
 
@@ -120,7 +122,22 @@ def to_applied(value: object) -> Applied:
         opaque=paths[:opaque],
         implied=paths[opaque:],
         skipped=tuple(_skipped(pair) for pair in array(fields["skipped"])[:_SKIPPED]),
+        record=None if fields["record"] is None else _to_record(array(fields["record"])),
     )
+
+
+def _from_record(record: Record) -> list[object]:
+    return ["" if record.digest is None else str(record.digest), record.size_bytes, record.lost]
+
+
+def _to_record(parts: list[object]) -> Record:
+    """A record has a digest, or the reason why it has none."""
+    if len(parts) != 3:
+        raise HelperFailed("a result has a list of another length than it should")
+    name, size, lost = text(parts[0]), count(parts[1]), text(parts[2])
+    if lost not in ("", REPLACED, TOO_LONG) or bool(name) == bool(lost) or bool(name) != bool(size):
+        raise HelperFailed("a result has a record that is none")
+    return Record(digest(name) if name else None, size, lost)
 
 
 def _skipped(value: object) -> tuple[str, int]:

@@ -69,6 +69,7 @@ class LimitsConfig:
     entries: Count = _key(5_000_000, "Entries of a layer.")
     directories: Count = _key(500_000, "Directories of a layer.")
     remembered_bytes: Count = _key(64 << 20, "The paths of all directories of a layer.")
+    tar_split_bytes: Count = _key(1 << 30, "The record of a layer's tar; a layer with a longer one is kept without it.")
     ratio: Count = _key(1000, "Uncompressed bytes for each compressed one; counted beyond ratio_floor_bytes.")
     ratio_floor_bytes: Count = _key(1 << 30, "Up to here any ratio is allowed.")
     window_bytes: Count = _key(128 << 20, "What a zstd frame may ask to remember.")
@@ -113,6 +114,11 @@ class Config:
         "syncfs",
         "How a layer is brought to the disk before it counts: syncfs (its filesystem), fsync (each file), or off\n"
         "(fast; after a power cut images may be damaged without a word).",
+    )
+    tar_split: bool = _key(
+        True,
+        "Keep beside each layer what its tar had besides files: without it the layer cannot be pushed, saved or\n"
+        "verified later. Costs 50 bytes for each file or so.",
     )
     require_sandbox: bool = _key(
         False,

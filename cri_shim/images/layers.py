@@ -249,6 +249,8 @@ class Layers:
 
     async def _commit(self, staging: str, applied: Applied, errand: _Errand) -> None:
         seal, want = seal_of(applied), errand.want
+        if applied.record is not None and applied.record.lost:
+            _log.info("layer %s cannot be pushed or verified later: its record is %s", seal.name, applied.record.lost)
         await self._store.ready_for(seal.name)
         job = self._store.helper.commit(
             staging,

@@ -112,7 +112,7 @@ def _store_threads() -> store.Threads:
 
 
 def _options(config: Config) -> Options:
-    return Options(require_sandbox=config.require_sandbox)
+    return Options(require_sandbox=config.require_sandbox, tar_split=config.tar_split)
 
 
 def _limits(config: Config) -> Limits:

@@ -29,7 +29,8 @@ class Seal:
     """What a layer directory holds.
 
     *implied* counts the directories without an entry of their own. *source* is the plain layer that a form was made
-    of, else empty.
+    of, else empty. *tar_split* is the digest of the record of the tar beside the layer, of *tar_split_bytes*; empty
+    where there is none.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Seal:
     entries: int = 0
     skipped: tuple[tuple[str, int], ...] = ()
     source: str = ""
+    tar_split: str = ""
+    tar_split_bytes: int = 0
 
     @property
     def layer(self) -> Layer:
@@ -73,15 +76,20 @@ class _Fields(msgspec.Struct, forbid_unknown_fields=True):
     entries: int
     skipped: list[tuple[str, int]]
     source: str
+    tar_split: str = ""
+    tar_split_bytes: int = 0
 
 
 def seal_of(applied: Applied) -> Seal:
     """Return the seal of a plain layer that was just unpacked."""
+    record = applied.record
+    digest = None if record is None else record.digest
+    size = 0 if record is None else record.size_bytes
     return Seal(
         name=applied.diff_id.hex,
         diff_id=applied.diff_id,
         form="plain",
-        usage=Usage(applied.usage_bytes, applied.inodes),
+        usage=Usage(applied.usage_bytes + size, applied.inodes + (digest is not None)),
         ghosts=applied.whiteouts > 0 or bool(applied.opaque),
         implied=len(applied.implied),
         diff_size_bytes=applied.diff_size_bytes,
@@ -90,6 +98,8 @@ def seal_of(applied: Applied) -> Seal:
         compression=applied.compression,
         entries=applied.entries,
         skipped=applied.skipped,
+        tar_split="" if digest is None else str(digest),
+        tar_split_bytes=size,
     )
 
 
@@ -112,6 +122,8 @@ def encode_seal(seal: Seal) -> bytes:
             entries=seal.entries,
             skipped=list(seal.skipped),
             source=seal.source,
+            tar_split=seal.tar_split,
+            tar_split_bytes=seal.tar_split_bytes,
         )
     )
 
@@ -141,6 +153,8 @@ def decode_seal(data: bytes) -> Seal:
         entries=fields.entries,
         skipped=tuple((what, count) for what, count in fields.skipped),
         source=fields.source,
+        tar_split=fields.tar_split,
+        tar_split_bytes=fields.tar_split_bytes,
     )
 
 

@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 
 from rootfs.apply import Applied, apply_layer
+from rootfs.assemble import verify
+from rootfs.digest import Digest
 from rootfs.limits import Limits
 
 UP = "../" * 14
@@ -67,7 +69,11 @@ def snapshot(top: Path, without: Path | None = None) -> dict[bytes, tuple[object
 
 
 class Ground:
-    """`victim` holds a secret; `root` is where layers go. `apply` checks that nothing around changed."""
+    """`victim` holds a secret; `root` is where layers go.
+
+    `apply` checks that nothing around changed, and that the record of the tar makes the same tar again. `record` holds
+    the latest one as it lies on the disk.
+    """
 
     def __init__(self, top: Path) -> None:
         self.top = top
@@ -81,6 +87,7 @@ class Ground:
         (self.store / "sibling").write_bytes(b"sibling")
         self.number = 0
         self.root = self.store / "none"
+        self.record = b""
 
     @property
     def V(self) -> str:  # noqa: N802  # the letter of the attack corpus
@@ -98,19 +105,34 @@ class Ground:
         descriptors = sorted(os.listdir("/proc/self/fd"))
         options = {name: changes.pop(name) for name in ("plain", "algorithm") if name in changes}
         root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        record_fd = os.memfd_create("record")
         try:
-            return apply_layer(
+            applied = apply_layer(
                 Dribble(data, step) if step else io.BytesIO(data),
                 root_fd,
                 limits=dataclasses.replace(Limits(), **changes),
                 privileged=os.geteuid() == 0 if privileged is None else privileged,
+                record_fd=record_fd,
                 **options,
             )
+            self.record = os.pread(record_fd, os.fstat(record_fd).st_size, 0)
+            self.compare(applied, root_fd)
+            return applied
         finally:
             os.close(root_fd)
+            os.close(record_fd)
             assert sorted(os.listdir("/proc/self/fd")) == descriptors
             assert snapshot(self.top, without=self.root) == before
             assert os.umask(umask) == umask
+
+    def compare(self, applied: Applied, root_fd: int) -> None:
+        """Make the tar again, unless the layer cannot have a record."""
+        assert len(self.record) == applied.record.size_bytes
+        if applied.record.digest is None:
+            return
+        assert applied.record.digest == Digest.of(self.record)
+        with contextlib.nullcontext() if os.geteuid() == 0 else contextlib.suppress(PermissionError):
+            assert verify(io.BytesIO(self.record), root_fd, applied.diff_id) == applied.diff_size_bytes
 
     def names(self) -> set[str]:
         """Every name beneath the root."""

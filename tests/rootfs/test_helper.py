@@ -19,6 +19,7 @@ import pytest
 import zstandard
 
 from rootfs import sandbox, syscalls
+from rootfs.assemble import verify
 from rootfs.client import Helper, Options
 from rootfs.digest import Digest
 from rootfs.errors import ContentMismatch, LayerRejected, LimitExceeded
@@ -116,6 +117,34 @@ def test_a_layer_of_every_compression(helper, store, compression):
     assert (applied.diff_id, applied.diff_size_bytes) == (Digest.of(TOP), len(TOP))
     assert (applied.blob, applied.blob_size_bytes) == (Digest.of(blob), len(blob))
     result(helper.discard("new"))
+
+
+@pytest.mark.parametrize("sync", ["syncfs", "fsync", "off"])
+def test_a_layer_keeps_the_record_of_its_tar(helper, store, sync):
+    record = result(unpack(helper, "new", gzip.compress(TOP))).record
+    assert result(helper.commit("new", name="layer", seal=b"{}", sync=sync))
+    place = Path(store, "overlay/layer")
+    kept = place / "tar-split.gz"
+    assert (Digest.of(kept.read_bytes()), kept.stat().st_size) == (record.digest, record.size_bytes)
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    tree = os.open(place / "diff", os.O_RDONLY)
+    with kept.open("rb") as file:
+        assert verify(file, tree, Digest.of(TOP)) == len(TOP)
+    os.close(tree)
+
+
+def test_a_layer_without_a_record_has_no_file_for_it(helper, store):
+    twice = layer(entry("f", data=b"1"), entry("f", data=b"2"))
+    assert result(unpack(helper, "new", twice)).record.lost == "replaced"
+    assert result(helper.commit("new", name="layer", seal=b"{}", sync="syncfs"))
+    assert sorted(os.listdir(f"{store}/overlay/layer")) == ["diff", "layer.json", "link"]
+
+
+def test_records_can_be_switched_off(tmp_path):
+    made = Helper.start(tmp_path / "store", options=Options(tar_split=False))
+    assert result(unpack(made, "new", BASE)).record is None
+    assert os.listdir(tmp_path / "store/staging/new") == ["diff"]
+    made.close()
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
@@ -265,6 +294,12 @@ def test_what_the_unpacker_asks_the_kernel_for(tmp_path):
         assert refused == [], "nothing that it uses is missing from the filter"
         paths = [match for line in after for match in re.findall(r'AT_FDCWD, "([^"]*)"', line)]
         assert set(paths) <= {"/"}
+        opens = [line for line in after[at + 1 :] if line.startswith("open")]
+        inside = [re.match(r'openat2?\((\d+), "([^"]*)"', line) for line in opens]
+        assert len(inside) > 10
+        assert all(match[1] != "7" and ".." not in match[2] and match[2][:1] != "/" for match in inside)
+        assert [line for line in after if re.match(r"\w+\(7,", line) and not line.startswith("write(")] == []
+        assert any(line.startswith("write(7,") for line in after), "the record of the tar"
 
 
 USER = """

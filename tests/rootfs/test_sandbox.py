@@ -87,7 +87,8 @@ def test_the_layer_is_the_root_and_all_that_is_mounted(live, helper):
     assert os.path.samefile(f"/proc/{live}/cwd", f"/proc/{live}/root")
 
 
-def test_only_its_own_descriptors(live):
+def test_only_its_own_descriptors(live, helper):
+    """The record of the tar, which lies outside of its root, can be written and nothing else."""
     found = descriptors(live)
     assert {number: re.sub(r"\d+", "N", link) for number, link in found.items()} == {
         0: "/dev/null",
@@ -97,7 +98,9 @@ def test_only_its_own_descriptors(live):
         4: "pipe:[N]",
         5: "/memfd:rootfs (deleted)",
         6: "/",
+        7: re.sub(r"\d+", "N", f"{helper._root}/staging/live/tar-split.gz"),
     }
+    assert int(re.search(r"flags:\s+0(\d+)", proc(live, "fdinfo/7"))[1], 8) & os.O_ACCMODE == os.O_WRONLY
 
 
 def test_limits_are_set(live):

@@ -267,7 +267,7 @@ def test_bad_archives(case, step):
     start = time.monotonic()
     with pytest.raises(LayerRejected):
         read(BAD[case], step)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
 
 
 LIMITED = {

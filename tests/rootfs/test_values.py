@@ -17,9 +17,15 @@ from rootfs.errors import HelperFailed
 from rootfs.forms import FormMade
 from rootfs.limits import Limits
 from rootfs.remove import Stuck
+from rootfs.tarsplit import REPLACED, TOO_LONG, Record
 
 COUNTS = st.integers(0, 2**63 - 1)
 PATHS = st.lists(st.binary(max_size=20), max_size=5).map(tuple)
+RECORDS = st.one_of(
+    st.none(),
+    st.builds(Record, st.binary().map(Digest.of), st.integers(1, 2**63 - 1)),
+    st.sampled_from([Record(None, 0, REPLACED), Record(None, 0, TOO_LONG)]),
+)
 APPLIED = st.builds(
     Applied,
     diff_id=st.binary().map(Digest.of),
@@ -34,6 +40,7 @@ APPLIED = st.builds(
     opaque=PATHS,
     implied=PATHS,
     skipped=st.lists(st.tuples(st.text("a:\u00e9", max_size=20), COUNTS), max_size=4).map(tuple),
+    record=RECORDS,
 )
 ONE = Applied(
     diff_id=Digest.of(b""),
@@ -86,6 +93,8 @@ NOT_LISTS = [None, "x", 1, {}]
         ("blob", "sha256:x"),
         ("blob", "md5:00"),
         ("diff_id", None),
+        *(("record", wrong) for wrong in (["x"], ["", 0], ["", 0, ""], ["", 1, REPLACED], ["", 0, "odd"], [1, 1, ""])),
+        *(("record", [str(Digest.of(b"")), *wrong]) for wrong in ([0, ""], [1, REPLACED], [-1, ""], ["1", ""])),
     ],
 )
 def test_an_applied_of_another_shape_is_refused(field, wrong):

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 from cri_shim.store.catalog import Catalog, Layer
 from cri_shim.store.image import Document, Image, ImageLayer, Usage
 from cri_shim.store.recover import plan_recovery
-from cri_shim.store.seal import Seal, decode_implied, decode_seal, encode_implied, encode_seal
+from cri_shim.store.seal import Seal, decode_implied, decode_seal, encode_implied, encode_seal, seal_of
+from rootfs.apply import Applied
 from rootfs.commit import Found
 from rootfs.digest import Digest
+from rootfs.tarsplit import Record
 
 
 def seal(seed: str) -> Seal:
@@ -32,6 +37,35 @@ def image_on(*layers: Layer) -> Image:
 
 def test_a_seal_is_read_back_whole() -> None:
     assert decode_seal(encode_seal(seal("a"))) == seal("a")
+
+
+def test_a_seal_of_before_there_were_records_is_read() -> None:
+    old = json.loads(encode_seal(seal("a")))
+    del old["tar_split"], old["tar_split_bytes"]
+    assert decode_seal(json.dumps(old).encode()) == seal("a")
+
+
+def test_the_record_of_a_tar_counts_as_used() -> None:
+    applied = Applied(
+        diff_id=Digest.of(b"tar"),
+        diff_size_bytes=3,
+        blob=Digest.of(b"blob"),
+        blob_size_bytes=4,
+        compression="gzip",
+        entries=1,
+        usage_bytes=100,
+        inodes=5,
+        whiteouts=0,
+        opaque=(),
+        implied=(),
+        skipped=(),
+    )
+    record = Record(Digest.of(b"record"), 40)
+    kept = seal_of(replace(applied, record=record))
+    assert (kept.tar_split, kept.tar_split_bytes, kept.usage) == (str(record.digest), 40, Usage(140, 6))
+    for without in (None, Record(None, 0, "replaced")):
+        none = seal_of(replace(applied, record=without))
+        assert (none.tar_split, none.tar_split_bytes, none.usage) == ("", 0, Usage(100, 5))
 
 
 def test_implied_directories_are_read_back() -> None:
