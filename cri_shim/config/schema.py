@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from msgspec import Meta
 
 Count = Annotated[int, Meta(ge=1, le=1 << 62, description="a whole number from 1 on")]
+Room = Annotated[int, Meta(ge=0, le=1 << 62, description="a whole number of bytes")]
 AtMost1000 = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
 Patience = Annotated[int, Meta(ge=1, le=86_400, description="a whole number of seconds from 1 to 86400")]
 Seconds = Annotated[int, Meta(ge=0, le=86_400, description="a whole number of seconds, 86400 at most")]
@@ -124,6 +125,10 @@ class Config:
         False,
         "Refuse to start when a part of the unpacker's confinement is missing on this node.",
     )
+    partial_bytes: Room = _key(
+        16 << 30, "How much of layers that did not arrive whole is kept for the next pull to go on with; 0: nothing."
+    )
+    partial_seconds: Staleness = _key(86_400, "How long it is kept.")
     max_downloads: AtMost1000 = _key(8, "Layers that are downloaded at once, in all.")
     max_downloads_per_image: AtMost1000 = _key(6, "Layers of one image that are downloaded at once.")
     max_unpacks: AtMost1000 = _key(4, "Layers that are unpacked at once, in all.")

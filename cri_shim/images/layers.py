@@ -19,15 +19,16 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import ContentRejected
+from cri_shim.errors import ContentRejected, NoSpace, StoreDamaged
 from cri_shim.images.flight import Flights, first_of
 from cri_shim.images.progress import Transfer
 from cri_shim.images.scale import Scale, WrongBytes, weighed
 from cri_shim.oci.media import must_be_plain
-from cri_shim.store.ingest import Ingest
+from cri_shim.store.ingest import Arrival
 from cri_shim.store.provenance import Delivery, Proof
 from cri_shim.store.seal import encode_implied, encode_seal, seal_of
 from cri_shim.store.store import run_job, undisturbed
+from rootfs import errors
 from rootfs.errors import ContentMismatch, JobCancelled, LayerRejected, LimitExceeded
 
 if TYPE_CHECKING:
@@ -35,12 +36,17 @@ if TYPE_CHECKING:
     from cri_shim.images.progress import LayerProgress
     from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.registry.client import Delivered
+    from cri_shim.store.ingest import Ingest
     from cri_shim.store.store import Lease, Store
     from rootfs.apply import Applied
     from rootfs.digest import Digest
     from rootfs.limits import Limits
 
 _log = logging.getLogger(__name__)
+
+# After these what has arrived is of no use to the next pull, or the disk has no room for it.
+_FULL = (NoSpace, errors.NoSpace)
+_VOID = (ContentRejected, StoreDamaged, LayerRejected, ContentMismatch, LimitExceeded, *_FULL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +152,11 @@ class Layers:
             try:
                 return await bring(_Errand(source, layer, want, lease, self._transfers[want], avoid))
             except WrongBytes as error:
+                if self._transfers[want].resumed_bytes:
+                    # An earlier pull may have left them, or the disk lost them: nobody is blamed before a whole try.
+                    _log.warning("%s: what was kept of it is not what it should be; starting over: %s", want, error)
+                    self._transfers[want].resumed_bytes = 0
+                    continue
                 # Where several hosts gave a part, the one that gave the end is asked for the whole before it is blamed.
                 blamed = frozenset(error.hosts[:-1] or error.hosts)
                 if not await self._network.has_others(source, avoid | blamed):
@@ -154,27 +165,29 @@ class Layers:
                 avoid |= blamed
 
     async def _arrive(self, errand: _Errand) -> None:
-        blob = errand.want.blob
-        path = self._store.layout.ingest / f"{blob.algorithm}-{blob.hex}"
+        want, store = errand.want, self._store
         arriving, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def wake() -> None:
             loop.call_soon_threadsafe(arriving.set)
 
-        ingest = await self._store.made(
-            lambda: Ingest(path, errand.descriptor.size_bytes, wake),
-            Ingest.close,
-        )
-        errand.transfer.ingest = ingest
-        errand.transfer.fetch_end = 0.0
+        origin = f"{want.registry}/{want.repository}"
+        arrival = Arrival(errand.descriptor.size_bytes, origin, arriving=wake)
+        ingest = await store.partials.open(store, want.blob, arrival)
+        errand.transfer.begin(ingest)
+        failure: BaseException | None = None
         try:
             await self._through(errand, ingest, arriving)
             errand.transfer.unpack_end = time.monotonic()
-        except BaseExceptionGroup as failures:
-            raise first_of(failures) from None
+        except BaseException as error:
+            failure = first_of(error) if isinstance(error, BaseExceptionGroup) else error
+            raise failure from None
         finally:
             errand.transfer.ingest = None
-            await undisturbed(self._store.disk(ingest.close))
+            keep = failure is not None and not isinstance(failure, _VOID)
+            await undisturbed(store.partials.close(store, ingest, keep=keep))
+            if isinstance(failure, _FULL):
+                await undisturbed(store.partials.prune(store, everything=True))
 
     async def _through(self, errand: _Errand, ingest: Ingest, arriving: asyncio.Event) -> None:
         """Download and unpack side by side, then commit."""

@@ -30,7 +30,12 @@ class Transfer:
     fetch_end: float = 0.0
     unpack_start: float = 0.0
     unpack_end: float = 0.0
+    resumed_bytes: int = 0
     ingest: Ingest | None = None
+
+    def begin(self, ingest: Ingest) -> None:
+        """Note that the blob begins to arrive, or goes on to."""
+        self.ingest, self.resumed_bytes, self.fetch_end = ingest, ingest.resumed_bytes, 0.0
 
     @property
     def arrived_bytes(self) -> int:
@@ -113,6 +118,7 @@ class PullProgress:
         if layer.transfer is not None:
             transfer = layer.transfer
             row |= {"phase": transfer.phase, "arrived_bytes": transfer.arrived_bytes, "host": transfer.host}
+            row["resumed_bytes"] = transfer.resumed_bytes
             row |= {f"{phase}_ms": self._since_begin_ms(getattr(transfer, phase)) for phase in _PHASES}
         return row
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cri_shim.registry.retry import Pace
 
 PROGRESS_BYTES = 1 << 20  # what a failed attempt must have brought to be forgiven
+LONGEST_VALIDATOR = 256
 MOST_REQUESTS = 100  # for one blob at one host, whatever progress they make
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
@@ -59,6 +60,12 @@ class Sink(Protocol):
 
     def restart(self) -> None:
         """Forget everything: the position is 0 again."""
+
+    def validator_of(self, host: str) -> str:
+        """Return the ETag or Last-Modified that *host* gave with the bytes that are here, "" for none."""
+
+    def vouch(self, host: str, validator: str) -> None:
+        """Note what *host* says of the bytes that it sends next."""
 
 
 @dataclass(slots=True)
@@ -96,12 +103,17 @@ def download(session: Asker, descriptor: Descriptor, sink: Sink, tally: dict[str
 
 
 def _attempt(session: Asker, descriptor: Descriptor, sink: Sink, state: _State) -> None:
-    start = sink.position_bytes
-    headers = (("Range", f"bytes={start}-"),) if start else ()
+    start, name = sink.position_bytes, session.name
+    known = sink.validator_of(name) if start else ""
+    headers = (("Range", f"bytes={start}-"), *((("If-Range", known),) if known else ())) if start else ()
     with session.ask("GET", f"blobs/{descriptor.digest}", headers, fine=(200, 206, 416) if start else (200,)) as reply:
         if reply.status != 200 and not _is_rest(reply, start, descriptor.size_bytes):
             _start_over(reply, sink, state)
             return
+        if reply.status == 200 and known and _validator(reply) not in ("", known):
+            sink.restart()  # it says that what it sent before was something else; all of it comes now
+            start = 0
+        sink.vouch(name, _validator(reply))
         skip_bytes = start if reply.status == 200 else 0
         check_length(reply, descriptor.size_bytes - (start - skip_bytes), descriptor.size_bytes)
         _receive(session, reply, skip_bytes, descriptor.size_bytes, sink, state)
@@ -130,6 +142,13 @@ def _is_rest(reply: Reply, start: int, size_bytes: int) -> bool:
     found = _RANGE.fullmatch(reply.get("content-range"))
     expected = (start, size_bytes - 1, size_bytes)
     return reply.status == 206 and found is not None and tuple(int(one) for one in found.groups()) == expected
+
+
+def _validator(reply: Reply) -> str:
+    """Return what can stand in If-Range (RFC 9110, 13.1.5): a strong ETag, else the date; "" when there is neither."""
+    tag = reply.get("etag")
+    found = tag if tag.startswith('"') else reply.get("last-modified")
+    return found if found.isascii() and found.isprintable() and len(found) <= LONGEST_VALIDATOR else ""
 
 
 def _start_over(reply: Reply, sink: Sink, state: _State) -> None:

@@ -30,6 +30,7 @@ from cri_shim.server.give import handoffs_of
 from cri_shim.server.reach import hosts_of, must_be_right, terms_of, transport_of
 from cri_shim.store import store
 from cri_shim.store.layout import Layout
+from cri_shim.store.partials import Keeping
 from cri_shim.store.store import Store
 from rootfs.client import Helper, Options
 from rootfs.limits import Limits
@@ -61,7 +62,7 @@ async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRON
     layout.prepare()
     helper = Helper.start(layout.root, options=_options(config))
     try:
-        opened = await Store.open(layout, helper, _store_threads())
+        opened = await Store.open(layout, helper, _store_threads(config), _keeping(config))
         publishing = Publishing(lambda: opened.catalog, *handoffs_of(config, opened))
         opened.in_use = publishing.in_use
         try:
@@ -107,8 +108,16 @@ def _images(config: Config, opened: Store, transport: Transport, publishing: Pub
     return Images(opened, puller, layers, Explainer(opened.catalog, client, view), publishing)
 
 
-def _store_threads() -> store.Threads:
-    return store.Threads(disk=DaemonExecutor("disk", _DISK_THREADS), index=DaemonExecutor("index", 1))
+def _store_threads(config: Config) -> store.Threads:
+    return store.Threads(
+        disk=DaemonExecutor("disk", _DISK_THREADS),
+        index=DaemonExecutor("index", 1),
+        ingest=DaemonExecutor("ingest", config.max_downloads),
+    )
+
+
+def _keeping(config: Config) -> Keeping:
+    return Keeping(config.partial_bytes, config.partial_seconds, sync=config.sync != "off")
 
 
 def _options(config: Config) -> Options:

@@ -4,89 +4,167 @@ The download thread appends; unpackers follow the same file through a descriptor
 how far they may read. Bytes below the watermark are contiguous and never change. When a download has to begin again,
 those who follow are told to give up and start over: they may have read bytes that are void now.
 
-An ingest is never trusted: whoever unpacks it takes the digest of every byte.
+What has arrived is brought to the disk and recorded in the map beside it, step by step, by another thread than the
+one that downloads; that one waits when it is CHUNK_BYTES ahead. So an interruption of any kind costs a chunk at most,
+and the next ingest of the blob goes on from there. An ingest is never trusted: whoever unpacks it takes the digest of
+every byte, those of an earlier ingest included.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
-from cri_shim.errors import Cancelled
-from cri_shim.store.durable import from_os_error
+from cri_shim.errors import Cancelled, NoSpace, StoreDamaged
+from cri_shim.store.durable import from_os_error, sync_directory
+from cri_shim.store.rangemap import LONGEST_VALIDATOR, MapFile, RangeMap, path_of_map
+from rootfs.failpoints import failpoint
 from rootfs.watermarks import WatermarkWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Executor, Future
     from pathlib import Path
+
+STEP_BYTES: Final = 8 << 20
+"""How much is brought to the disk and recorded at once."""
+
+CHUNK_BYTES: Final = 2 * STEP_BYTES
+"""How much an interruption may cost: what may have been received and not been recorded."""
+
+KEPT_BYTES: Final = 1 << 20
+"""A part that is smaller is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What an ingest is for.
+
+    Attributes:
+        size_bytes: of the whole blob.
+        origin: registry and repository that it comes from.
+        sync: what is recorded is synced first.
+        threads: where that is done; None for the thread that downloads.
+        arriving: called when there is something to read, maybe more than once, in any thread.
+    """
+
+    size_bytes: int
+    origin: str = ""
+    sync: bool = True
+    threads: Executor | None = None
+    arriving: Callable[[], None] = lambda: None
 
 
 class Ingest:
     """One growing file. Appending is for one thread; everything else may be called from any thread.
 
-    *generation* changes when what was written has become void.
+    *generation* changes when what was written has become void; *resumed_bytes* is what an earlier ingest has left.
     """
 
-    def __init__(self, path: Path, size_bytes: int, arriving: Callable[[], None] = lambda: None) -> None:
-        """Make the file. *arriving* is called when there is something to read, maybe more than once, in any thread.
+    def __init__(self, path: Path, arrival: Arrival) -> None:
+        """Open the file, and go on where an earlier ingest of the same origin stopped.
 
         Raises:
             NoSpace, StoreDamaged: the disk has no room, or fails.
         """
-        self._path = path
-        self.size_bytes = size_bytes
-        self.position_bytes = 0
+        self.path = path
+        self.size_bytes = arrival.size_bytes
         self.generation = 0
-        self._complete = False
-        self._arriving = arriving
-        self._lock = threading.Lock()
+        self._arrival = arrival
+        self._complete = self._closed = self._broken = False
+        self._users = 0
+        self._changed = threading.Condition()
         self._followers: list[tuple[int, WatermarkWriter]] = []
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise from_os_error(error, path.parent) from error
+        self._recording: Future[None] | None = None
+        with self._translated():
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                self._map_file = MapFile(path_of_map(os.fspath(path)))
+                self._known = self._resumed()
+            except BaseException:
+                os.close(self._fd)
+                raise
+        self._vouched = (self._known.host, self._known.validator)
+        self.position_bytes = self.resumed_bytes = self._recorded_bytes = self._known.prefix_bytes
+        failpoint("ingest.made")
+        if self.position_bytes:
+            arrival.arriving()
+
+    def _resumed(self) -> RangeMap:
+        fresh = RangeMap(self.size_bytes, self._arrival.origin)
+        known = self._map_file.read()
+        if known is None:
+            os.ftruncate(self._fd, 0)
+            return fresh
+        same = (known.size_bytes, known.origin) == (fresh.size_bytes, fresh.origin)
+        there = known.prefix_bytes if same and os.fstat(self._fd).st_size >= known.prefix_bytes else 0
+        kept = replace(known, ranges=((0, there),)) if there else fresh
+        if kept != known:
+            self._map_file.write(kept, sync=self._arrival.sync)
+        os.ftruncate(self._fd, there)
+        return kept
+
+    def validator_of(self, host: str) -> str:
+        """Return what *host* said of the bytes that are here (ETag or Last-Modified), "" when it sent none of them."""
+        sender, validator = self._vouched
+        return validator if sender == host else ""
+
+    def vouch(self, host: str, validator: str) -> None:
+        """Note that *host* sends the next bytes, and what it says of them."""
+        self._vouched = (host, validator if len(validator) <= LONGEST_VALIDATOR else "")
 
     def append(self, data: bytes | memoryview) -> None:
         """Write *data* behind what is there and let the followers have it.
 
         Raises:
-            NoSpace, StoreDamaged: the disk has no room, or fails.
+            NoSpace, StoreDamaged: the disk has no room, or fails; or what came before could not be brought to it.
             Cancelled: the ingest was closed meanwhile.
         """
         view = memoryview(data)
         while view:
-            with self._lock:
+            with self._using() as fd, self._translated():
+                written = os.pwrite(fd, view, self.position_bytes)
+            with self._changed:
                 self._check_open()
-                try:
-                    written = os.pwrite(self._fd, view, self.position_bytes)
-                except OSError as error:
-                    raise from_os_error(error, self._path.parent) from error
-                if self.position_bytes == 0:
-                    self._arriving()
+                first = self.position_bytes == 0
                 self.position_bytes += written
                 for _, follower in self._followers:
                     follower.advance(self.position_bytes)
+            if first:
+                self._arrival.arriving()
             view = view[written:]
+        self._record_soon()
 
     def restart(self) -> None:
-        """Begin again at 0: what was written is void."""
-        with self._lock:
-            self._check_open()
+        """Begin again at 0: what was written is void.
+
+        Raises:
+            NoSpace, StoreDamaged: the disk fails.
+            Cancelled: the ingest was closed meanwhile.
+        """
+        with self._using(), self._translated():
             if self.position_bytes == 0:
                 return
-            self.position_bytes = 0
-            self.generation += 1
-            self._abandon_followers()
+            self._await_record()
+            self._known, self._vouched = replace(self._known, ranges=()), ("", "")
+            if self._map_file.exists:
+                self._map_file.write(self._known, sync=self._arrival.sync)
+            with self._changed:
+                self.position_bytes = self._recorded_bytes = 0
+                self.generation += 1
+                self._abandon_followers()
 
     def finish(self) -> None:
         """Say that every byte has arrived."""
-        with self._lock:
+        with self._changed:
             self._check_open()
             self._complete = True
-            self._arriving()
             for _, follower in self._followers:
                 follower.end(self.position_bytes)
+        self._arrival.arriving()
 
     def follow(self) -> tuple[int, int, int]:
         """Return (descriptor of the blob, descriptor of its watermarks, generation) for one unpacker.
@@ -96,9 +174,17 @@ class Ingest:
         Raises:
             Cancelled: the ingest was closed meanwhile.
         """
-        with self._lock:
+        with self._using() as fd:
+            blob = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return blob, *self._followed()
+            except BaseException:
+                os.close(blob)
+                raise
+
+    def _followed(self) -> tuple[int, int]:
+        with self._changed:
             self._check_open()
-            blob = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
             reading, writing = os.pipe2(os.O_CLOEXEC)
             follower = WatermarkWriter(writing)
             self._followers.append((writing, follower))
@@ -106,23 +192,109 @@ class Ingest:
                 follower.end(self.position_bytes)
             elif self.position_bytes:
                 follower.advance(self.position_bytes)
-            return blob, reading, self.generation
+            return reading, self.generation
 
-    def close(self) -> None:
-        """Delete the file and send away whoever follows it. A second time is fine."""
-        with self._lock:
-            if self._fd < 0:
-                return
+    def close(self, *, keep: bool = False) -> int:
+        """Send away whoever follows, and keep what has arrived for the next ingest, or delete it; return what is kept.
+
+        A second time is fine.
+        """
+        with self._changed:
+            if self._closed:
+                return 0
+            self._closed = True
             self._abandon_followers()
+            self._changed.wait_for(lambda: self._users == 0)
+        try:
+            kept = self._kept() if keep and self.position_bytes >= KEPT_BYTES else 0
+        finally:
             os.close(self._fd)
-            self._fd = -1
-            os.unlink(self._path)
+            self._map_file.close()
+        if not kept:
+            remove_partial(self.path)
+        return kept
+
+    def _kept(self) -> int:
+        with suppress(OSError, NoSpace, StoreDamaged):
+            self._await_record()
+            self._record()
+            return 0 if self._broken else self._recorded_bytes
+        return 0
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return up to *size* bytes at *offset* of what has arrived."""
-        with self._lock:
+        with self._using() as fd:
+            return os.pread(fd, min(size, self.position_bytes - offset), offset)
+
+    # What is recorded
+
+    def _record_soon(self) -> None:
+        """Have what has arrived brought to the disk, and wait for that when too much has."""
+        ahead = self.position_bytes - self._recorded_bytes
+        if ahead < STEP_BYTES:
+            return
+        if self._recording is None or self._recording.done():
+            self._await_record()
+            self._recording = self._begin_record()
+        elif ahead >= CHUNK_BYTES:
+            self._await_record()
+
+    def _begin_record(self) -> Future[None] | None:
+        if self._arrival.threads is not None:
+            return self._arrival.threads.submit(self._record_if_open)
+        self._record_if_open()
+        return None
+
+    def _await_record(self) -> None:
+        """Wait for what is being brought to the disk.
+
+        Raises:
+            NoSpace, StoreDamaged: it could not be; it is not tried again and called good.
+        """
+        if self._recording is not None:
+            self._recording.result()
+            self._recording = None
+
+    def _record_if_open(self) -> None:
+        with suppress(Cancelled), self._using(), self._translated():
+            self._record()
+
+    def _record(self) -> None:
+        if self._broken:
+            return
+        self._broken = True  # unless all of this succeeds: the kernel tells of a lost page once
+        position_bytes, (host, validator), named = self.position_bytes, self._vouched, self._map_file.exists
+        if self._arrival.sync:
+            failpoint("ingest.data.sync")
+            os.fdatasync(self._fd)
+        self._known = replace(self._known.adding(0, position_bytes), host=host, validator=validator)
+        self._map_file.write(self._known, sync=self._arrival.sync)
+        if self._arrival.sync and not named:
+            sync_directory(self.path.parent)
+        self._recorded_bytes = position_bytes
+        self._broken = False
+
+    # Open and closed
+
+    @contextmanager
+    def _using(self) -> Iterator[int]:
+        """Have the descriptor, which stays open meanwhile; no lock is held."""
+        with self._changed:
             self._check_open()
-            return os.pread(self._fd, min(size, self.position_bytes - offset), offset)
+            self._users += 1
+        try:
+            yield self._fd
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise from_os_error(error, self.path.parent) from error
 
     def _abandon_followers(self) -> None:
         for writing, follower in self._followers:
@@ -132,5 +304,12 @@ class Ingest:
         self._followers.clear()
 
     def _check_open(self) -> None:
-        if self._fd < 0:
+        if self._closed:
             raise Cancelled("the download was given up")
+
+
+def remove_partial(path: Path) -> None:
+    """Delete a blob that is not whole, and its map; absent is fine."""
+    for name in (path_of_map(os.fspath(path)), os.fspath(path)):
+        with suppress(FileNotFoundError):
+            os.unlink(name)

@@ -19,6 +19,7 @@ from cri_shim.store.blobs import Blobs
 from cri_shim.store.durable import from_os_error
 from cri_shim.store.image import Image, Usage, record_of, sorted_names
 from cri_shim.store.index import Index
+from cri_shim.store.partials import Keeping, Partials
 from cri_shim.store.recover import Plan, plan_recovery
 from rootfs.errors import RootfsError
 from rootfs.failpoints import failpoint
@@ -58,22 +59,25 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """Where the store's blocking work is done: *index* is a single thread."""
+    """Where the store's blocking work is done: *index* is a single thread, *ingest* syncs blobs that arrive."""
 
     disk: Executor
     index: Executor
+    ingest: Executor | None = None
 
 
 class Store:
     """Images, layers and documents of one root. Every method is called on the event loop."""
 
-    def __init__(self, layout: Layout, helper: Helper, threads: Threads, index: Index, catalog: Catalog) -> None:
+    def __init__(
+        self, layout: Layout, helper: Helper, threads: Threads, opened: tuple[Index, Catalog], keeping: Keeping
+    ) -> None:
         self.layout = layout
         self.helper = helper
-        self.catalog = catalog
+        self._index, self.catalog = opened
         self.blobs = Blobs(layout)
+        self.partials = Partials(layout.ingest, keeping, threads.ingest)
         self._threads = threads
-        self._index = index
         self._leases: set[Lease] = set()
         self._grace: dict[str, float] = {}
         self._leaving: dict[str, asyncio.Event] = {}
@@ -85,8 +89,8 @@ class Store:
         self.in_use: InUse = _nobody
 
     @classmethod
-    async def open(cls, layout: Layout, helper: Helper, threads: Threads) -> Store:
-        """Open the root, put right what a crash left, and return the store.
+    async def open(cls, layout: Layout, helper: Helper, threads: Threads, keeping: Keeping | None = None) -> Store:
+        """Open the root, put right what a crash left, and return the store; *keeping* bounds what is left of pulls.
 
         Raises:
             StoreDamaged: the index cannot be read.
@@ -94,7 +98,7 @@ class Store:
         loop = asyncio.get_running_loop()
         index = await loop.run_in_executor(threads.index, Index.open, layout.index)
         catalog = await loop.run_in_executor(threads.index, index.load)
-        store = cls(layout, helper, threads, index, catalog)
+        store = cls(layout, helper, threads, (index, catalog), keeping or Keeping())
         await store._recover()
         return store
 
@@ -132,7 +136,7 @@ class Store:
         except OSError as error:
             raise from_os_error(error, self.layout.root) from error
 
-    async def made(self, work: Callable[[], T], undo: Callable[[T], None]) -> T:
+    async def made(self, work: Callable[[], T], undo: Callable[[T], object]) -> T:
         """Run *work* in a disk thread; what it made for a caller who has gone meanwhile is undone."""
         task = asyncio.ensure_future(self.disk(work))
         try:
@@ -246,14 +250,15 @@ class Store:
             await leaving.wait()
 
     def usage(self, arriving: Usage) -> Usage:
-        """Return what the root takes: layers, documents, trash, and *arriving* blobs. No disk is asked."""
-        return self.catalog.usage() + self._trash_usage + arriving
+        """Return what the root takes: layers, documents, trash, waiting and *arriving* blobs. No disk is asked."""
+        return self.catalog.usage() + self._trash_usage + self.partials.usage + arriving
 
     async def _recover(self) -> None:
         found = await run_job(self.helper.recover())
         documents = await self.disk(self.blobs.present)
         plan = plan_recovery(self.catalog, found, documents)
-        await self.disk(self._empty_ingest)
+        await self.disk(self.partials.find)
+        await self.partials.prune(self)
         await self._in_index(lambda: self._carry_out(plan))
         self.catalog = await self._in_index(self._index.load)
         await self.disk(lambda: self.blobs.remove(plan.stray_documents))
@@ -273,13 +278,6 @@ class Store:
         if plan.lost_layers:
             dropped = self.catalog.drop_layers(plan.lost_layers)
             self._index.drop_layers(plan.lost_layers, dropped.deliveries)
-
-    def _empty_ingest(self) -> None:
-        for path in self.layout.ingest.iterdir():
-            if path.is_dir():
-                _log.warning("%s is not ours and is left alone", path)
-            else:
-                path.unlink()
 
     def _spare(self, names: Iterable[str]) -> None:
         names = set(names)

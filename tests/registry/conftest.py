@@ -32,6 +32,13 @@ BLOB = bytes(range(256)) * 4096  # 1 MiB
 class MemorySink:
     data: bytearray = field(default_factory=bytearray)
     restarts: int = 0
+    vouched: tuple[str, str] = ("", "")
+
+    def validator_of(self, host: str) -> str:
+        return self.vouched[1] if self.vouched[0] == host else ""
+
+    def vouch(self, host: str, validator: str) -> None:
+        self.vouched = (host, validator)
 
     @property
     def position_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
@@ -584,3 +585,48 @@ def test_cookies_and_the_environment_are_ignored(desk, registry, name, monkeypat
         assert "cookie" not in seen.headers
         assert "authorization" not in seen.headers
         assert "proxy-authorization" not in seen.headers
+
+
+# Validators: whether what is here and what comes are parts of one thing
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        ({"etag": '"one"'}, '"one"'),
+        ({"etag": 'W/"weak"'}, None),
+        ({"etag": "bare"}, None),
+        ({"etag": '"' + "x" * 300 + '"'}, None),
+        ({"last_modified": "Wed, 21 Oct 2015 07:28:00 GMT"}, "Wed, 21 Oct 2015 07:28:00 GMT"),
+    ],
+)
+def test_the_rest_is_asked_for_under_the_condition_that_it_is_the_same(desk, registry, name, kit, headers, sent):
+    first = kit.MemorySink()
+    registry.on("GET", "/blobs/", lie(**headers), times=1)
+    desk.download(name, sink=first)
+    sink = kit.MemorySink(bytearray(kit.BLOB[:777]), vouched=first.vouched)
+    desk.download(name, sink=sink)
+    assert bytes(sink.data) == kit.BLOB
+    assert registry.log[-1].headers["range"] == "bytes=777-"
+    assert registry.log[-1].headers.get("if-range") == sent
+
+
+def test_what_another_host_said_is_no_condition(desk, registry, name, kit):
+    desk.download(name, sink=kit.MemorySink(bytearray(kit.BLOB[:777]), vouched=("other.example", '"one"')))
+    assert "if-range" not in registry.log[-1].headers
+
+
+@pytest.mark.parametrize(("now", "restarts"), [('"two"', 1), ('"one"', 0)])
+def test_a_host_that_has_something_else_now_sends_the_whole(desk, registry, name, kit, now, restarts):
+    registry.on("GET", "/blobs/", lambda exchange: exchange.answer(everything(exchange, now)))
+    wrong = bytearray(b"x" * 777) if restarts else bytearray(kit.BLOB[:777])
+    sink = kit.MemorySink(wrong, vouched=(registry.host, '"one"'))
+    desk.download(name, sink=sink)
+    assert bytes(sink.data) == kit.BLOB
+    assert (sink.restarts, registry.count(), sink.vouched) == (restarts, 1, (registry.host, now))
+
+
+def everything(exchange, tag):
+    """The whole blob whatever range was asked for."""
+    request = dataclasses.replace(exchange.request, headers={})
+    return exchange.registry.answer_to(request).with_headers(etag=tag)
