@@ -29,6 +29,7 @@ LONGEST_VALUE: Final = 1000
 
 _LONGEST_TRACEBACK: Final = 16_000
 _LINES_WAITING: Final = 10_000
+_LINES_AT_ONCE: Final = 64
 _FLUSH_SECONDS: Final = 2.0
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _LETTERS: Final = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E"}
@@ -117,38 +118,51 @@ class LineHandler(logging.Handler):
         self._form = form
         self._stream = stream
         self._priorities = priorities
-        self._lines: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._dropped = 0
         self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the line of *record*, or count it when the queue is full."""
+        if self._lines.qsize() >= _LINES_WAITING:
+            self._dropped += 1
+            return
         prefix = f"<{_PRIORITIES.get(record.levelno, 3)}>" if self._priorities else ""
         try:
-            self._lines.put_nowait(prefix + self._form(record))
-        except queue.Full:
-            self._dropped += 1
+            self._lines.put(prefix + self._form(record))
         except Exception:  # a line that cannot be made must not break the work it tells of
             self.handleError(record)
 
     def close(self) -> None:
         """Write what waits, for two seconds at most."""
-        with suppress(queue.Full):
-            self._lines.put(None, timeout=_FLUSH_SECONDS)
-            self._thread.join(_FLUSH_SECONDS)
+        self._lines.put(None)
+        self._thread.join(_FLUSH_SECONDS)
         super().close()
 
     def _write_lines(self) -> None:
-        while (line := self._lines.get()) is not None:
-            self._write(line)
+        ended = False
+        while not ended:
+            lines, ended = self._waiting()
             dropped, self._dropped = self._dropped, 0
             if dropped:
-                self._write(self._form(_about_dropped(dropped)))
+                lines.append(self._form(_about_dropped(dropped)))
+            self._write(lines)
 
-    def _write(self, line: str) -> None:
+    def _waiting(self) -> tuple[list[str], bool]:
+        """Wait for a line and return it with those behind it, and whether it was the end: one write for many lines."""
+        lines: list[str] = []
+        line = self._lines.get()
+        while line is not None:
+            lines.append(line)
+            if len(lines) == _LINES_AT_ONCE or self._lines.empty():
+                return lines, False
+            line = self._lines.get()
+        return lines, True
+
+    def _write(self, lines: list[str]) -> None:
         with suppress(OSError, ValueError):  # stderr is gone; there is nobody left to tell
-            self._stream.write(f"{line}\n".encode(errors="backslashreplace").decode())
+            self._stream.write("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace").decode())
             self._stream.flush()
 
 

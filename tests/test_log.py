@@ -118,12 +118,12 @@ class Stuck(io.StringIO):
 def test_a_stream_that_stands_still_stops_nobody():
     stream = Stuck()
     handler = LineHandler(as_text, stream, priorities=False)
-    for _ in range(10_100):
+    for _ in range(10_300):
         handler.emit(record("x"))
     stream.go.set()
     handler.close()
     lines = stream.getvalue().splitlines()
-    assert 10_000 <= len(lines) <= 10_003
+    assert 10_000 <= len(lines) <= 10_000 + 64 + 3
     assert sum(int(n) for line in lines for n in re.findall(r"dropped.* lines=(\d+)", line)) >= 98
 
 

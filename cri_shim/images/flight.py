@@ -4,6 +4,8 @@ A flight is the work that several callers want at once: a pull, a layer. Whoever
 joins. The flight belongs to nobody: a caller that is cancelled leaves, the others are served; when the last has left,
 the work is cancelled and its end awaited. An error reaches everyone who is aboard; the next caller starts anew.
 
+A round is the opposite: it is joined only before it begins, by those who must not get an old answer.
+
 Decisions are made between awaits, on the event loop; there is no lock.
 """
 
@@ -57,6 +59,60 @@ class Flights(Generic[K, T]):
     def _land(self, key: K, flight: _Flight[T] | None) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+
+@dataclass(eq=False, slots=True)
+class _Round(Generic[T]):
+    answer: asyncio.Task[T]
+    begun: bool = False
+
+
+class Rounds(Generic[K, T]):
+    """One answer for all who ask at about the same time, and never one begun before the question.
+
+    A flight may be joined at any time; a round only until it begins, because what is looked up may have changed since.
+    Whoever comes first is answered at once, the next round begins *pause_seconds* after the last has ended: so a
+    thousand questions cost a handful of answers. A round is not cancelled; its work must be short.
+    """
+
+    def __init__(self, pause_seconds: float) -> None:
+        self._pause_seconds = pause_seconds
+        self._last: dict[K, _Round[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    async def join(self, key: K, work: Callable[[], Coroutine[object, object, T]]) -> T:
+        """Return what *work* returns, begun after this call; whoever comes before it begins shares it."""
+        last = self._last.get(key)
+        if last is None or last.begun:
+            last = self._last[key] = self._new(key, last, work)
+        return await asyncio.shield(last.answer)
+
+    def _new(self, key: K, before: _Round[T] | None, work: Callable[[], Coroutine[object, object, T]]) -> _Round[T]:
+        async def answer() -> T:
+            if before is not None:
+                await asyncio.wait([before.answer])
+                await asyncio.sleep(self._pause_seconds)
+            mine.begun = True
+            try:
+                return await work()
+            finally:
+                asyncio.get_running_loop().call_later(self._pause_seconds, self._end, key, mine)
+
+        mine = _Round(asyncio.create_task(answer(), name="round"))
+        mine.answer.add_done_callback(_noticed)
+        return mine
+
+    def _end(self, key: K, ended: _Round[T]) -> None:
+        if self._last.get(key) is ended:
+            del self._last[key]
+
+
+def _noticed(task: asyncio.Task[T]) -> None:
+    """Whoever asked may be gone: what went wrong is then no news to anyone."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def all_of(works: Iterable[Awaitable[T]]) -> list[T]:

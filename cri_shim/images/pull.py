@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import Denied, LimitExceeded, NotFound, RegistryUnavailable, ShimError, Unauthenticated
-from cri_shim.images.flight import Flights, all_of
+from cri_shim.images.flight import Flights, Rounds, all_of
 from cri_shim.images.network import Source
 from cri_shim.images.openings import Openings
 from cri_shim.images.progress import LayerProgress, PullProgress
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 Authorise = Callable[["Reference", "Credential | None"], "tuple[Credential, ...]"]
 _CONFIG_LIMIT_BYTES = 4 << 20
 _NAMELESS_TRIED = 8
+_PAUSE_SECONDS = 0.003  # between two lookups of the same credentials: a pull that comes meanwhile waits for the next
 _log = logging.getLogger(__name__)
 
 
@@ -93,6 +94,14 @@ class _Found:
     layers: tuple[Layer, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The credentials that a pull tries, and the key of its flight: the name, and who they are."""
+
+    credentials: tuple[Credential, ...]
+    flight: tuple[str, ...]
+
+
 class _OtherPlatform(NotFound):
     """An entry of an index that names no platform turned out to be for another one."""
 
@@ -111,6 +120,7 @@ class Puller:
         self._forms = forms
         self._settings = settings
         self._openings = Openings(store, settings.stale_seconds)
+        self._orders: Rounds[tuple[str, ...], _Order] = Rounds(_PAUSE_SECONDS)
         self._flights: Flights[tuple[str, ...], Image] = Flights()
         self.running: dict[int, PullProgress] = {}
         self.recent: list[PullProgress] = []
@@ -122,12 +132,20 @@ class Puller:
             ShimError, RootfsError: with the name in front of the reason; nothing half was recorded.
         """
         reference = parse_reference(name)
+        prints = () if given is None else (given.server, given.fingerprint(self._settings.fingerprint_key))
+        order = await self._orders.join(
+            (str(reference), *prints),
+            lambda: self._ordered(reference, given),
+        )
+        return await self._flights.join(order.flight, lambda: self._recorded(reference, order.credentials))
+
+    async def _ordered(self, reference: Reference, given: Credential | None) -> _Order:
+        """Put the credentials in order, in a thread: files are read."""
         credentials = await asyncio.get_running_loop().run_in_executor(
             self._settings.credential_threads, self._settings.authorise, reference, given
         )
         key = self._settings.fingerprint_key
-        flight = (str(reference), *(credential.fingerprint(key) for credential in credentials))
-        return await self._flights.join(flight, lambda: self._recorded(reference, credentials))
+        return _Order(credentials, (str(reference), *(credential.fingerprint(key) for credential in credentials)))
 
     async def _recorded(self, reference: Reference, credentials: tuple[Credential, ...]) -> Image:
         progress = PullProgress(str(reference))

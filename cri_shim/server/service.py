@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         self._listing = Listing(node.spelling)
         self._listing.remember(images.images())
         self._usage = Usage(0, 0)
+        self._pulling: Counter[str] = Counter()  # calls by name: of a thousand for one, one is told of at length
         self.gate = gate
 
     @rpc
@@ -111,11 +113,20 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         given = convert.credential(request)
         if seconds_left is not None and seconds_left < _SHORTEST_PULL_SECONDS:
             raise DeadlineExceeded("no pull can be done in the time that the caller gives it")
-        log.info(f'PullImage "{shown(name)}"')
-        begun = time.monotonic()
-        image = await self._images.pull(name, given)
+        begun, alone = time.monotonic(), not self._pulling[name]
+        if alone:
+            log.info(f'PullImage "{shown(name)}"')
+        self._pulling[name] += 1
+        try:
+            image = await self._images.pull(name, given)
+        finally:
+            self._pulling[name] -= 1
+            if not self._pulling[name]:
+                del self._pulling[name]
         image_ref = self._node.spelling.id(image.id)
-        _log_pulled(name, image, image_ref, time.monotonic() - begun)
+        if alone:
+            _log_pulled(name, image, image_ref, time.monotonic() - begun)
+        log.info(f'PullImage "{shown(name)}" returns image reference "{image_ref}"')
         return api_pb2.PullImageResponse(image_ref=image_ref)
 
     @timed_rpc
@@ -185,7 +196,7 @@ def _patience(seconds_left: float | None) -> float:
 
 
 def _log_pulled(name: str, image: Image, image_ref: str, seconds: float) -> None:
-    """Write the two lines that people grep for in containerd's log, in its words."""
+    """Write the line that people grep for in containerd's log, in its words."""
     tag = next(iter(image.tags), "")
     digest = next(iter(image.digests), "")
     size = image.size_bytes
@@ -195,4 +206,3 @@ def _log_pulled(name: str, image: Image, image_ref: str, seconds: float) -> None
         f'size "{size}" in {seconds:.3f}s',
         extra=fields(layers=len(image.layers), registry=image.pulled_from),
     )
-    log.info(f'PullImage "{name}" returns image reference "{image_ref}"')

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cri_shim.images.flight import Flights, all_of
+from cri_shim.images.flight import Flights, Rounds, all_of
 
 
 async def test_five_callers_one_run() -> None:
@@ -83,6 +83,69 @@ async def test_an_error_reaches_every_rider_and_the_next_starts_anew() -> None:
     results = await asyncio.gather(*callers, return_exceptions=True)
     assert [str(result) for result in results] == ["once"] * 3
     assert await flights.join("k", works) == 2
+
+
+class Lookup:
+    """What rounds are about: it counts how often it was asked, and answers when told."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.go = asyncio.Event()
+
+    async def __call__(self) -> int:
+        self.asked += 1
+        mine = self.asked
+        await self.go.wait()
+        return mine
+
+
+async def test_a_thousand_questions_at_once_are_one_round() -> None:
+    rounds: Rounds[str, int] = Rounds(0)
+    lookup = Lookup()
+    lookup.go.set()
+    assert await asyncio.gather(*(rounds.join("k", lookup) for _ in range(1000))) == [1] * 1000
+
+
+async def test_who_asks_while_a_round_runs_shares_the_next_and_never_gets_an_old_answer() -> None:
+    rounds: Rounds[str, int] = Rounds(0.01)
+    lookup = Lookup()
+    first = asyncio.create_task(rounds.join("k", lookup))
+    while not lookup.asked:
+        await asyncio.sleep(0)
+    late = [asyncio.create_task(rounds.join("k", lookup)) for _ in range(1000)]
+    other = asyncio.create_task(rounds.join("other", lookup))
+    while lookup.asked < 2:
+        await asyncio.sleep(0)
+    lookup.go.set()
+    assert (await first, await other) == (1, 2)
+    assert await asyncio.gather(*late) == [3] * 1000
+
+
+async def test_rounds_of_one_key_keep_a_pause_and_leave_nothing_behind() -> None:
+    rounds: Rounds[str, int] = Rounds(0.05)
+    lookup = Lookup()
+    lookup.go.set()
+    begun = asyncio.get_running_loop().time()
+    assert [await rounds.join("k", lookup) for _ in range(3)] == [1, 2, 3]
+    assert asyncio.get_running_loop().time() - begun >= 0.09  # two pauses; a clock may tick early
+    while len(rounds):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_round_that_fails_fails_for_its_own_only_and_who_leaves_hurts_nobody() -> None:
+    rounds: Rounds[str, int] = Rounds(0)
+
+    async def fails() -> int:
+        raise ValueError("once")
+
+    lookup = Lookup()
+    lookup.go.set()
+    failing = [asyncio.create_task(rounds.join("k", fails)) for _ in range(3)]
+    await asyncio.sleep(0)
+    failing[0].cancel()
+    results = await asyncio.gather(*failing, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, ValueError, ValueError]
+    assert await rounds.join("k", lookup) == 1
 
 
 async def test_all_of_raises_the_first_error_itself_and_cancels_the_rest() -> None:

@@ -219,6 +219,24 @@ async def test_pulls_are_logged_in_the_words_that_people_grep(service, images, c
     assert lines[4] == 'PullImage "reg.io/app:2" failed'
 
 
+async def test_of_many_pulls_of_one_image_one_is_logged_at_length(service, images, caplog):
+    caplog.set_level(logging.INFO)
+    images.pulls_as = gate = asyncio.Event()
+    pulls = [service.PullImage(api_pb2.PullImageRequest(image=spec("reg.io/app:1"))) for _ in range(5)]
+    while len(images.pulled) < 5:
+        await asyncio.sleep(0.01)
+    gate.set()
+    for pull in pulls:
+        await pull
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("cri_shim")]
+    assert lines.count('PullImage "reg.io/app:1"') == 1
+    assert sum(line.startswith("Pulled image") for line in lines) == 1
+    assert sum("returns image reference" in line for line in lines) == 5
+    caplog.clear()
+    await service.PullImage(api_pb2.PullImageRequest(image=spec("reg.io/app:1")))
+    assert caplog.records[0].getMessage() == 'PullImage "reg.io/app:1"'
+
+
 async def test_remove_takes_every_name_and_never_fails(service):
     for _ in range(2):
         await service.RemoveImage(api_pb2.RemoveImageRequest(image=spec("reg.io/app:1")))
