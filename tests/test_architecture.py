@@ -73,7 +73,7 @@ PURE = (
     *("errors", "version", "config.schema", "config.render"),
     "oci",
     *("auth.authfield", "auth.credential", "auth.dockercfg", "auth.keyring", "auth.order"),
-    *("registry.challenge", "registry.policy", "registry.url"),
+    *("registry.challenge", "registry.policy", "registry.registriesconf", "registry.url"),
     *("server.convert", "server.describe", "server.info"),
     *("rootfs.digest", "rootfs.limits", "rootfs.tarheader", "rootfs.values"),
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _PATIENCE_SECONDS = 330.0
 _LINES = {
     "reference": "image",
+    "short_name": "short name",
     "here": "here as",
     "up_to_date": "up to date",
     "credential_used": "opened by",
@@ -52,6 +53,7 @@ def render(answer: Mapping[str, Any]) -> str:
 def _lines(answer: Mapping[str, Any]) -> Iterator[str]:
     shown = {word: answer[key] for key, word in _LINES.items() if answer.get(key) not in (None, "")}
     yield from (f"{word:<14} {value}" for word, value in shown.items() if word != "fails")
+    yield from _numbered("tried before", answer.get("tried_before", ()))
     yield from _numbered("credentials", answer.get("credentials", ()))
     yield from _numbered("hosts", [_host(one) for one in answer.get("hosts", ())])
     layers = answer.get("layers", ())
@@ -70,4 +72,5 @@ def _numbered(title: str, rows: Any) -> Iterator[str]:
 def _host(one: Mapping[str, Any]) -> str:
     through = f" through the proxy {one['proxy']}" if one["proxy"] else ""
     left_out = f", left out for {one['left_out_seconds']:.0f} s more" if one["left_out_seconds"] else ""
-    return f"{one['url']} ({one['source']}){through}{left_out}: {'; '.join((*one['refused'], one['answer']))}"
+    name = f" as {one['repository']}" if one.get("repository") else ""
+    return f"{one['url']}{name} ({one['source']}){through}{left_out}: {'; '.join((*one['refused'], one['answer']))}"

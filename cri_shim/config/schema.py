@@ -55,6 +55,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json", "klog"]
 Sync = Literal["syncfs", "fsync", "off"]
 StopOrIgnore = Literal["stop", "ignore"]
+StopIgnoreOrRead = Literal["stop", "ignore", "read"]
 ForeignLayers = Literal["refuse", "fetch"]
 
 
@@ -225,8 +226,10 @@ class Config:
         "What to do when containers' policy.json on this node restricts anything, which is not followed here: stop\n"
         "(do not start), or ignore.",
     )
-    registries_conf: StopOrIgnore = _key(
-        "stop", "The same for registries.conf and its drop-ins, when they block a registry or read it from elsewhere."
+    registries_conf: StopIgnoreOrRead = _key(
+        "stop",
+        "The same for registries.conf and its drop-ins, when they block a registry or read it from elsewhere; or\n"
+        "read, to follow them: short names, mirrors, locations, blocked registries. See docs/registries.md.",
     )
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 

@@ -8,13 +8,13 @@ and from what lies here. Of a credential nothing is shown but where it comes fro
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import LimitExceeded, ShimError
+from cri_shim.images.shortname import References, plainly
 from cri_shim.oci.manifest import Index, Layer, pair_layers, parse_config, parse_manifest
 from cri_shim.oci.platforms import INDEX_DEPTH, select
-from cri_shim.oci.reference import parse_reference
 from cri_shim.registry.cancel import Cancel
 from cri_shim.store.provenance import Delivery, Proof
 from rootfs.errors import RootfsError
@@ -36,18 +36,24 @@ OFFERED = 64  # entries of an index that are told
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a pull would have: the node's platform, its credentials, its bound, and threads to ask in."""
+    """What a pull would have: the node's platform, its credentials, its bound, and threads to ask in.
+
+    *references* tells what a name means, and *meaning* which rule makes a short one so.
+    """
 
     platform: Platform
     authorise: Callable[[Reference, Credential | None], tuple[Credential, ...]]
     most_layers: int
     threads: Executor
+    references: References = plainly
+    meaning: Callable[[str], str] = lambda _: ""
 
 
 @dataclass(slots=True)
 class _Seen:
     """What was found out, as far as it went; *page* is what is shown."""
 
+    reference: Reference
     page: dict[str, object]
     digests: list[str] = field(default_factory=list)
     layers: tuple[Layer, ...] = ()
@@ -67,13 +73,26 @@ class Explainer:
         Raises:
             InvalidReference: *name* is none.
         """
-        reference, cancel = parse_reference(name), Cancel()
+        references, cancel = self._view.references(name), Cancel()
+        seen, failures = await self._seen(references[0], cancel), list[str]()
+        for other in references[1:]:
+            if not seen.page["error"]:
+                break
+            failures.append(f"{seen.page['reference']}: {seen.page['error']}")
+            seen = await self._seen(other, cancel)
+        seen.page |= {"short_name": self._view.meaning(name), "tried_before": failures}
+        return self._page(seen)
+
+    async def _seen(self, reference: Reference, cancel: Cancel) -> _Seen:
         asking = asyncio.get_running_loop().run_in_executor(self._view.threads, self._ask, reference, cancel)
         try:
-            seen = await asyncio.shield(asking)
+            return await asyncio.shield(asking)
         except asyncio.CancelledError:
             cancel.cancel()
             raise
+
+    def _page(self, seen: _Seen) -> dict[str, object]:
+        reference = seen.reference
         image = self._catalog.by_name(str(reference))
         rows = [self._row(reference, layer) for layer in {one.descriptor.digest: one for one in seen.layers}.values()]
         return {
@@ -85,7 +104,7 @@ class Explainer:
         }
 
     def _ask(self, reference: Reference, cancel: Cancel) -> _Seen:
-        seen = _Seen({"reference": str(reference), "node": str(self._view.platform), "error": ""})
+        seen = _Seen(reference, {"reference": str(reference), "node": str(self._view.platform), "error": ""})
         try:
             credentials = self._view.authorise(reference, None)
             seen.page["credentials"] = [one.source for one in credentials]
@@ -127,8 +146,7 @@ class Explainer:
             candidates = select(parsed.manifests, self._view.platform)
             seen.page["chosen_because"] = _reason(candidates, self._view.platform)
             media_type = candidates[0].media_type
-            below = replace(reference, tag=None, digest=candidates[0].digest)
-            fetched = self._client.manifest(below, credentials, cancel)
+            fetched = self._client.manifest(reference, credentials, cancel, digest=candidates[0].digest)
         raise LimitExceeded(f"indexes are nested more than {INDEX_DEPTH} deep")
 
     def _row(self, reference: Reference, layer: Layer) -> dict[str, object]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.client import Client, Delivered, Fetched, Resolved
     from cri_shim.registry.download import Sink
+    from rootfs.digest import Digest
 
 T = TypeVar("T")
 
@@ -62,9 +63,11 @@ class Network:
         """Ask by HEAD what *reference* stands for."""
         return await self._ask(lambda cancel: self._client.resolve(reference, credentials, cancel))
 
-    async def manifest(self, reference: Reference, credentials: Sequence[Credential]) -> Fetched:
-        """Fetch a manifest or an index."""
-        return await self._ask(lambda cancel: self._client.manifest(reference, credentials, cancel))
+    async def manifest(
+        self, reference: Reference, credentials: Sequence[Credential], digest: Digest | None = None
+    ) -> Fetched:
+        """Fetch a manifest or an index: that of *reference*, or the one named *digest* below it."""
+        return await self._ask(lambda cancel: self._client.manifest(reference, credentials, cancel, digest=digest))
 
     async def document(self, source: Source, descriptor: Descriptor, limit_bytes: int) -> bytes:
         """Fetch a small blob, verified."""

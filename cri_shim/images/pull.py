@@ -21,9 +21,9 @@ from cri_shim.images.flight import Flights, Rounds, all_of
 from cri_shim.images.network import Source
 from cri_shim.images.openings import Openings
 from cri_shim.images.progress import LayerProgress, PullProgress
+from cri_shim.images.shortname import PASSED_OVER, References, none_of, plainly
 from cri_shim.oci.manifest import Index, pair_layers, parse_config, parse_manifest
 from cri_shim.oci.platforms import INDEX_DEPTH, runs_on, select
-from cri_shim.oci.reference import parse_reference
 from cri_shim.store.image import Document, Image, ImageLayer
 from cri_shim.store.provenance import Delivery
 from rootfs.errors import RootfsError
@@ -57,7 +57,7 @@ class Settings:
 
     *authorise* puts the credentials in order; it reads files and may run programs for a minute, so it has threads of
     its own. *worked* is told which credential opened a repository. *stale_seconds* is how long a credential that opened
-    a name counts while the registry cannot be reached (see `openings`).
+    a name counts while the registry cannot be reached (see `openings`). *references* tells what a name means.
     """
 
     platform: Platform
@@ -68,6 +68,7 @@ class Settings:
     downloads_per_image: int
     most_layers: int
     stale_seconds: int = 0
+    references: References = plainly
 
 
 Publish = Callable[["Image"], "Awaitable[None]"]
@@ -128,10 +129,23 @@ class Puller:
     async def pull(self, name: str, given: Credential | None) -> Image:
         """Bring the image *name* onto this node, or show that the caller may use the one that is here.
 
+        A short name may mean several (registries.conf): they are tried in turn.
+
         Raises:
             ShimError, RootfsError: with the name in front of the reason; nothing half was recorded.
         """
-        reference = parse_reference(name)
+        references = self._settings.references(name)
+        if len(references) == 1:
+            return await self._pull_one(references[0], given)
+        tries: list[ShimError] = []
+        for reference in references:
+            try:
+                return await self._pull_one(reference, given)
+            except PASSED_OVER as error:
+                tries.append(error)
+        raise none_of(name, tries)
+
+    async def _pull_one(self, reference: Reference, given: Credential | None) -> Image:
         prints = () if given is None else (given.server, given.fingerprint(self._settings.fingerprint_key))
         order = await self._orders.join(
             (str(reference), *prints),
@@ -269,8 +283,7 @@ class Puller:
     async def _instance(self, source: Source, descriptor: Descriptor, lease: Lease) -> bytes:
         if (known := await self._known(source, descriptor.digest, lease)) is not None:
             return known
-        reference = replace(source.reference, tag=None, digest=descriptor.digest)
-        fetched: Fetched = await self._network.manifest(reference, source.credentials)
+        fetched: Fetched = await self._network.manifest(source.reference, source.credentials, descriptor.digest)
         self._store.keep_document(fetched.digest, fetched.data, lease)
         return fetched.data
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidReference, InvalidRequest, StoreDamaged
-from cri_shim.oci.reference import parse_reference
+from cri_shim.images.shortname import References, plainly
 from cri_shim.store.image import Usage
 
 if TYPE_CHECKING:
@@ -30,10 +30,18 @@ class Images:
     """Pull, list, find, remove. Every method is called on the event loop; only those that await wait for anything."""
 
     def __init__(
-        self, store: Store, puller: Puller, layers: Layers, explainer: Explainer, publishing: Publishing
+        self,
+        store: Store,
+        puller: Puller,
+        layers: Layers,
+        explainer: Explainer,
+        publishing: Publishing,
+        references: References = plainly,
     ) -> None:
+        """*references* tells what a name means: several, the first that is here, for a short one."""
         self._store = store
         self._publishing = publishing
+        self._references = references
         self._explainer = explainer
         self._puller = puller
         self._layers = layers
@@ -121,10 +129,10 @@ class Images:
     def pulling(self, text: str) -> PullProgress | None:
         """Return the pull of the image *text* that is running; of several (one per credential), the first."""
         try:
-            name = str(parse_reference(text))
+            names = {str(one) for one in self._references(text)}
         except InvalidReference:
             return None
-        return next((pull for pull in self.pulls() if pull.name == name), None)
+        return next((pull for pull in self.pulls() if pull.name in names), None)
 
     def status(self) -> dict[str, object]:
         """Return what the admin socket shows."""
@@ -155,10 +163,11 @@ class Images:
 
     def _by_name(self, text: str) -> Image | None:
         try:
-            reference = parse_reference(text)
+            references = self._references(text)
         except InvalidReference:
             return None
-        return self._store.catalog.by_name(str(reference)) or self._by_instance(reference)
+        found = (self._store.catalog.by_name(str(one)) or self._by_instance(one) for one in references)
+        return next((image for image in found if image is not None), None)
 
     def _by_instance(self, reference: Reference) -> Image | None:
         """An image that came out of an index is also known by the digest of its own manifest."""

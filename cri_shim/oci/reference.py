@@ -100,10 +100,19 @@ def parse_reference(text: str) -> Reference:
     return Reference(registry, repository, None if digest else tag or "latest", digest)
 
 
+def split_short(text: str) -> tuple[str, str] | None:
+    """Split a name without a registry into its path and the rest ("team/app", ":1"); None where it has a registry."""
+    first, slash, _ = text.partition("/")
+    if slash and names_registry(first):
+        return None
+    end = min((at for at in (text.find(":"), text.find("@")) if at >= 0), default=len(text))
+    return text[:end], text[end:]
+
+
 def _split_registry(text: str) -> tuple[str, str]:
     """Take the registry off, where the first component is one; short names belong to Docker Hub."""
     first, slash, rest = text.partition("/")
-    if not slash or not _is_registry(first):
+    if not slash or not names_registry(first):
         first, rest = DOCKER_HUB, text
     if first == _LEGACY_HUB:
         first = DOCKER_HUB
@@ -112,7 +121,8 @@ def _split_registry(text: str) -> tuple[str, str]:
     return first, rest
 
 
-def _is_registry(first: str) -> bool:
+def names_registry(first: str) -> bool:
+    """Tell whether the first component of a name is a registry, not a part of the path."""
     # Upper case is not allowed in a repository, so a first component that has some can only be a host.
     return first == "localhost" or "." in first or ":" in first or first.lower() != first
 

@@ -23,6 +23,7 @@ from cri_shim.registry.health import Health
 from cri_shim.registry.retry import ATTEMPTS, Pace
 from cri_shim.registry.session import Means, Memory, Session
 from cri_shim.registry.tokens import Tokens
+from cri_shim.registry.tries import failed, nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MIRROR_ATTEMPTS = 2  # where another host can be asked instead
-TRIES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ class HostAnswer:
     """What a host says of an image.
 
     Attributes:
-        source: What names the host: a hosts.toml, or "default".
+        repository: What the image's repository is called there, where it is called differently.
+        source: What names the host: a hosts.toml, a line of registries.conf, or "default".
         proxy: The proxy it is asked through, or "".
         left_out_seconds: For how long pulls will not ask it, because it failed lately.
         refused: What it said to each credential that it did not take.
@@ -117,6 +118,7 @@ class HostAnswer:
     source: str
     proxy: str
     left_out_seconds: float
+    repository: str = ""
     refused: tuple[str, ...] = ()
     answer: str = ""
 
@@ -169,7 +171,7 @@ class Client:
             ConfigError: hosts.toml is wrong.
             Cancelled: Meanwhile.
         """
-        hosts = self._hosts.of(reference.registry)
+        hosts = self._hosts.of(reference)
         return tuple(
             self._surveyed(host, reference, credentials, cancel, replaceable=host is not hosts[-1]) for host in hosts
         )
@@ -185,7 +187,7 @@ class Client:
     ) -> HostAnswer:
         left_out = self._health.left_out_seconds(str(host.url)) if replaceable else 0.0
         proxy = self._means.transport.proxy_towards(host.url)
-        told = HostAnswer(host.name, str(host.url), host.source, proxy, left_out)
+        told = HostAnswer(host.name, str(host.url), host.source, proxy, left_out, host.repository)
         if not host.pull or (reference.digest is None and not host.resolve):
             return replace(told, answer="not asked, its capabilities in hosts.toml do not allow it")
         cancel.expect_progress(self._terms.progress_seconds, self._clock)
@@ -206,18 +208,29 @@ class Client:
             answer = "every credential is refused" if isinstance(done, _Refused) else f"has it, {done.digest}"
         return replace(told, refused=tuple(one.sentence for one in refusals), answer=answer)
 
-    def manifest(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Fetched:
+    def manifest(
+        self,
+        reference: Reference,
+        credentials: Sequence[Credential],
+        cancel: Cancel,
+        *,
+        digest: Digest | None = None,
+    ) -> Fetched:
         """Fetch the manifest or index of *reference*, at most 4 MiB, its digest verified: one GET.
+
+        With *digest* it is that one, of the same repository, which the index of *reference* names; the hosts are those
+        of *reference* (some are for tags or for digests only).
 
         Raises:
             ShimError: As `resolve`.
         """
+        wanted = reference if digest is None else replace(reference, tag=None, digest=digest)
 
         def act(session: Session) -> Fetched:
-            got = session.patiently(lambda: content.read_manifest(session, reference))
+            got = session.patiently(lambda: content.read_manifest(session, wanted))
             return Fetched(got.data, got.media_type, got.digest, session.host.name, _needed(session))
 
-        by_tag = reference.digest is None
+        by_tag = wanted.digest is None
         return self._walk(reference, credentials, cancel, act, by_tag=by_tag)
 
     def blob(
@@ -315,7 +328,7 @@ class Client:
                 tries.append(failure)
             else:
                 return place.name
-        raise _failed(tries) if tries else _nobody(avoid=avoid, only=None)
+        raise failed(tries) if tries else nobody(avoid=avoid, only=None)
 
     def hosts_for_blobs(self, reference: Reference, avoid: frozenset[str] = frozenset()) -> int:
         """Count the hosts that may be asked for a blob of *reference* besides *avoid*.
@@ -339,7 +352,7 @@ class Client:
         """Return what *act* returns for the first session it does not fail for."""
         hosts = self._askable(reference, by_tag=by_tag, only=only, avoid=avoid)
         if not hosts:
-            raise _nobody(avoid=avoid, only=only)
+            raise nobody(avoid=avoid, only=only)
         cancel.expect_progress(self._terms.progress_seconds, self._clock)
         tries: dict[Host, list[ShimError]] = {host: [] for host in hosts}
         for host in self._in_turn(hosts, tries):
@@ -353,7 +366,7 @@ class Client:
             else:
                 if not isinstance(done, _Refused):
                     return done
-        raise _failed([one for host in hosts for one in tries[host]])
+        raise failed([one for host in hosts for one in tries[host]])
 
     def _in_turn(self, hosts: Sequence[Host], tries: Mapping[Host, Sequence[ShimError]]) -> Iterator[Host]:
         """Go through *hosts*; those that failed lately only when the last one could not tell either."""
@@ -387,7 +400,7 @@ class Client:
             session = Session(
                 self._means,
                 asked,
-                reference.repository,
+                host.repository or reference.repository,
                 credential,
                 cancel,
                 attempts=attempts,
@@ -408,7 +421,7 @@ class Client:
         self, reference: Reference, *, by_tag: bool, only: frozenset[str] | None, avoid: frozenset[str]
     ) -> list[Host]:
         """Return the hosts that have the capability and are neither to be avoided nor left out."""
-        capable = [host for host in self._hosts.of(reference.registry) if host.pull and (host.resolve or not by_tag)]
+        capable = [host for host in self._hosts.of(reference) if host.pull and (host.resolve or not by_tag)]
         return [host for host in capable if host.name not in avoid and (only is None or host.name in only)]
 
     def _with_headers(self, host: Host, reference: Reference) -> Host:
@@ -426,7 +439,7 @@ class Client:
             yield from fitting or (ANONYMOUS,)
             return
         if self._credentials_for is not None:
-            for found in self._credentials_for(f"{host.name}/{reference.repository}"):
+            for found in self._credentials_for(f"{host.name}/{host.repository or reference.repository}"):
                 # Bound to the mirror, so that it is not shown to the registry when it is handed in again.
                 yield replace(found, server=server_of(host.name))
         yield ANONYMOUS
@@ -453,35 +466,3 @@ class _Refused:
 
 
 _REFUSED = _Refused()
-
-
-def _nobody(*, avoid: frozenset[str], only: frozenset[str] | None) -> ShimError:
-    """Return the error for a walk without hosts."""
-    if avoid:
-        return ContentRejected(f"every host that has it sent wrong bytes ({', '.join(sorted(avoid))})")
-    if only is not None:
-        return NotFound("none of the hosts that delivered it is configured any more")
-    return ConfigError("no host is configured that may be asked (see capabilities in hosts.toml, and no_fallback)")
-
-
-def _failed(tries: Sequence[ShimError]) -> ShimError:
-    """Return one error for all tries, of the class of the last host's answer; a 403 there goes before a 401."""
-    last = tries[-1]
-    if isinstance(last, Unauthenticated):
-        last = next((one for one in reversed(tries) if isinstance(one, Denied)), last)
-    said = list(dict.fromkeys(one.sentence for one in tries))
-    if len(said) > TRIES_SHOWN:
-        said = [*said[: TRIES_SHOWN - 1], f"{len(said) - TRIES_SHOWN} more", said[-1]]
-    return _of_kind(last, f"{'; '.join(said)}{_advice(last)}")
-
-
-def _of_kind(error: ShimError, sentence: str) -> ShimError:
-    if isinstance(error, HostFailed):
-        return HostFailed(sentence, error.kind, again=error.again, after_seconds=error.after_seconds)
-    return type(error)(sentence)
-
-
-def _advice(error: ShimError) -> str:
-    if isinstance(error, Unauthenticated):
-        return "; does the image exist, and has the pod an imagePullSecret for it?"
-    return ""

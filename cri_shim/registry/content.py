@@ -43,9 +43,9 @@ class Told:
     size_bytes: int | None
 
 
-def manifest_path(reference: Reference) -> str:
-    """Return where the manifest of *reference* lies; a digest goes before a tag."""
-    return f"manifests/{reference.digest or reference.tag or 'latest'}"
+def manifest_path(reference: Reference, tag_there: str = "") -> str:
+    """Return where the manifest of *reference* lies; a digest goes before a tag. A host may call a tag *tag_there*."""
+    return f"manifests/{reference.digest or tag_there or reference.tag or 'latest'}"
 
 
 def read_manifest(session: Session, reference: Reference) -> Document:
@@ -56,7 +56,7 @@ def read_manifest(session: Session, reference: Reference) -> Document:
         LimitExceeded: It is larger than 4 MiB.
         ShimError: As `Session.ask`.
     """
-    with session.ask("GET", manifest_path(reference), ACCEPT) as reply:
+    with session.ask("GET", manifest_path(reference, session.host.tag), ACCEPT) as reply:
         refuse_web_page(reply, "a manifest")
         told = told_digest(reply)
         data = reply.body(MANIFEST_BYTES, f"the manifest {reference}")
@@ -72,7 +72,7 @@ def head_manifest(session: Session, reference: Reference) -> Told | None:
         ContentRejected: The digest it tells is not one, or not the one asked for.
         ShimError: As `Session.ask`.
     """
-    with session.ask("HEAD", manifest_path(reference), ACCEPT, fine=(200, *HEAD_REFUSED)) as reply:
+    with session.ask("HEAD", manifest_path(reference, session.host.tag), ACCEPT, fine=(200, *HEAD_REFUSED)) as reply:
         digest = told_digest(reply) if reply.status == 200 else None
         size_bytes = _length(reply)
         if digest is None or (size_bytes or 0) > MANIFEST_BYTES:

@@ -6,6 +6,10 @@ counts. Without any: the registry itself, over https.
 
 A file that breaks while we run does not take its mirrors away: the last good content stays in force, and the log says
 so. What is broken from the start is an error.
+
+Where containers' registries.conf is read, it goes before: it says at which registries, and under which names, an image
+is asked for, one after the other; the directories say how each of those registries is reached. What hosts need to know
+of an image's other name there stands in `Host.repository` and `Host.tag`.
 """
 
 from __future__ import annotations
@@ -22,13 +26,15 @@ from cri_shim.errors import ConfigError
 from cri_shim.oci.reference import DOCKER_HUB
 from cri_shim.registry.hostsfile import Table, read_certificates, read_hosts_file
 from cri_shim.registry.policy import ANYWHERE, NAMED, AddressRule
+from cri_shim.registry.registriesconf import NO_RULES, RegistriesConf, Source
 from cri_shim.registry.tls import Stamp, Tls, stamp_of
 from cri_shim.registry.transport import Request
-from cri_shim.registry.url import Url, parse_url
+from cri_shim.registry.url import PORTS, Url, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from cri_shim.oci.reference import Reference
     from cri_shim.registry.reply import Headers
 
 DEFAULT_PATH = "/etc/containerd/certs.d:/etc/docker/certs.d"
@@ -44,13 +50,17 @@ class Host:
     Attributes:
         url: The root of its API; paths of a repository are appended.
         plain_after: When TLS cannot be spoken with it, http is tried.
+        plain_port: Where http is then, if at another port; then also when nobody answers at that of https.
         namespace: The registry's name, where a mirror must be told it (`ns=`).
         upstream: It is the registry itself: the credentials of its images may be shown to it.
         source: What named it: the file, or "default".
+        repository: What the image's repository is called there; "" as everywhere.
+        tag: The same for its tag.
     """
 
     url: Url
     plain_after: bool = False
+    plain_port: int | None = None
     pull: bool = True
     resolve: bool = True
     tls: Tls = Tls()  # noqa: RUF009 - a value that does not change
@@ -61,22 +71,43 @@ class Host:
     stall_seconds: float | None = None
     rule: AddressRule = NAMED
     source: str = "default"
+    repository: str = ""
+    tag: str = ""
+
+    def in_plain(self, url: Url) -> Url:
+        """Return *url* of this host for http."""
+        return replace(url, scheme="http", port=self.plain_port or url.port)
 
     @property
     def name(self) -> str:
         """`host[:port]`, for messages and the keyring."""
         return self.url.authority
 
-    def request(self, method: str, path: str, headers: Headers = (), *, plain: bool = False) -> Request:
-        """Return the request for *path* ("/library/nginx/manifests/latest"); *plain* takes http instead of https."""
+    def request(self, method: str, path: str, headers: Headers = ()) -> Request:
+        """Return the request for *path* ("/library/nginx/manifests/latest")."""
         url = self.url.at(self.url.path.rstrip("/") + path, f"ns={self.namespace}" if self.namespace else "")
-        if plain:
-            url = replace(url, scheme="http")
         ours = {name.lower() for name, _ in headers}
         kept = tuple(one for one in self.headers if one[0].lower() not in ours)
         return Request(
             method, url, (*kept, *headers), b"", self.tls, self.rule, self.connect_seconds, self.stall_seconds
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the configuration says of hosts.
+
+    Attributes:
+        roots: Directories to look in.
+        insecure: Registries without TLS worth it.
+        no_fallback: Registries ("*": all) of which only mirrors are asked, never the registry itself.
+        registries_conf: What containers' files make of names.
+    """
+
+    roots: tuple[str, ...] = ()
+    insecure: frozenset[str] = frozenset()
+    no_fallback: frozenset[str] = frozenset()
+    registries_conf: RegistriesConf = NO_RULES
 
 
 class Hosts:
@@ -85,26 +116,49 @@ class Hosts:
     def __init__(
         self, config_path: str = DEFAULT_PATH, *, insecure: Collection[str] = (), no_fallback: Collection[str] = ()
     ) -> None:
-        """*config_path* is a colon-separated list of directories; *insecure* names registries without TLS worth it.
-
-        Of the registries in *no_fallback* ("*": all) only mirrors are asked, never the registry itself.
-        """
-        self._no_fallback = frozenset(no_fallback)
-        self._roots = tuple(part for part in config_path.split(":") if part)
-        self._insecure = frozenset(insecure)
+        """*config_path* is a colon-separated list of directories; the rest as in `Rules`."""
+        roots = tuple(part for part in config_path.split(":") if part)
+        self._rules = Rules(roots, frozenset(insecure), frozenset(no_fallback))
         self._lock = threading.Lock()
         self._files: dict[str, tuple[Stamp | None, tuple[Table, ...]]] = {}
 
-    def of(self, registry: str) -> tuple[Host, ...]:
-        """Return the hosts for *registry* (as in `Reference.registry`), first to ask first.
+    def follow(self, rules: Rules) -> None:
+        """Go by *rules* from the next question on; what was read of files stays."""
+        self._rules = rules
+
+    def references(self, text: str) -> tuple[Reference, ...]:
+        """Return what the name of an image means, first to try first. Reads no file.
+
+        Raises:
+            InvalidReference: It is no name, or a short one that may not be resolved.
+        """
+        return self._rules.registries_conf.references(text)
+
+    def meaning(self, text: str) -> str:
+        """Say which rule of registries.conf makes a short name what it is, "" where there is none."""
+        return self._rules.registries_conf.meaning(text)
+
+    def of(self, reference: Reference) -> tuple[Host, ...]:
+        """Return the hosts for *reference*, first to ask first.
 
         Raises:
             ConfigError: A hosts.toml is wrong and never was right; names file and line.
+            Denied: registries.conf blocks it.
         """
-        hosts = self._configured(registry)
-        if self._no_fallback.isdisjoint(("*", registry)):
+        rules = self._rules
+        sources = rules.registries_conf.sources(reference)
+        hosts = tuple(dict.fromkeys(host for source in sources for host in self._at(source, reference, rules)))
+        if rules.no_fallback.isdisjoint(("*", reference.registry)):
             return hosts
         return tuple(host for host in hosts if not host.upstream)
+
+    def _at(self, source: Source, reference: Reference, rules: Rules) -> tuple[Host, ...]:
+        """Return the hosts of one source, each told what *reference* is called there."""
+        there = source.reference
+        hosts = self._configured(there.registry, rules, insecure=source.insecure)
+        if not source.origin:
+            return hosts
+        return tuple(_told(host, source, reference) for host in hosts)
 
     def check(self) -> tuple[str, ...]:
         """Read every hosts.toml and return what is wrong, a sentence each."""
@@ -128,7 +182,7 @@ class Hosts:
 
     def _all_files(self) -> list[str]:
         found = []
-        for root in self._roots:
+        for root in self._rules.roots:
             try:
                 names = sorted(os.listdir(root))
             except OSError:
@@ -136,29 +190,19 @@ class Hosts:
             found += [path for name in names if os.path.lexists(path := os.path.join(root, name, "hosts.toml"))]
         return found
 
-    def _configured(self, registry: str) -> tuple[Host, ...]:
-        directory = self._directory(registry)
+    def _configured(self, registry: str, rules: Rules, *, insecure: bool) -> tuple[Host, ...]:
+        directory = _directory(registry, rules.roots)
+        insecure = insecure or registry in rules.insecure
         if directory is None:
-            return (self._default(registry, Table(), "default"),)
+            return (_default(registry, Table(), "default", insecure=insecure),)
         path = os.path.join(directory, "hosts.toml")
         tables = self._read(path)
         if not tables:
-            return (self._default(registry, read_certificates(directory), directory),)
+            return (_default(registry, read_certificates(directory), directory, insecure=insecure),)
         hosts = [_mirror(registry, table, path) for table in tables if table.url is not None]
         last = tables[-1]
-        return (*hosts, *([] if last.url is not None else [self._default(registry, last, path)]))
-
-    def _directory(self, registry: str) -> str | None:
-        if "/" in registry or registry.startswith((".", "_")):
-            return None
-        host, colon, port = registry.rpartition(":")
-        names = (f"{host}_{port}_", registry) if colon and port.isdigit() else (registry,)
-        for root in self._roots:
-            for name in (*names, "_default"):
-                path = os.path.join(root, name)
-                if os.path.exists(path):
-                    return path
-        return None
+        own = [] if last.url is not None else [_default(registry, last, path, insecure=insecure)]
+        return (*hosts, *own)
 
     def _read(self, path: str) -> tuple[Table, ...]:
         if not os.path.lexists(path):
@@ -182,13 +226,43 @@ class Hosts:
             self._files[path] = (stamp, tables)
         return tables
 
-    def _default(self, registry: str, table: Table, source: str) -> Host:
-        """Return the registry itself, on the terms of *table*."""
-        if registry == DOCKER_HUB:
-            return _host(parse_url(f"https://{HUB_HOST}/v2"), table, source)
-        if registry not in self._insecure and not is_localhost(registry):
-            return _host(_url_of("https", registry), table, source)
-        return _local(registry, table, source)
+
+def _told(host: Host, source: Source, reference: Reference) -> Host:
+    """Return *host* with what registries.conf says of it; the operator wrote it there, so it may be anywhere."""
+    there = source.reference
+    if source.insecure and host.source == "default" and host.url.port == PORTS["https"]:
+        # containers' `insecure` means http at its own port too; where files of certs.d speak of the host, they decide.
+        host = replace(host, plain_after=True, plain_port=PORTS["http"])
+    return replace(
+        host,
+        upstream=host.upstream and there.registry == reference.registry,
+        rule=ANYWHERE if source.rewritten else host.rule,
+        source=source.origin if host.source == "default" else f"{source.origin}, {host.source}",
+        repository=there.repository if there.repository != reference.repository else "",
+        tag=(there.tag or "") if there.tag != reference.tag else "",
+    )
+
+
+def _directory(registry: str, roots: Collection[str]) -> str | None:
+    if "/" in registry or registry.startswith((".", "_")):
+        return None
+    host, colon, port = registry.rpartition(":")
+    names = (f"{host}_{port}_", registry) if colon and port.isdigit() else (registry,)
+    for root in roots:
+        for name in (*names, "_default"):
+            path = os.path.join(root, name)
+            if os.path.exists(path):
+                return path
+    return None
+
+
+def _default(registry: str, table: Table, source: str, *, insecure: bool) -> Host:
+    """Return the registry itself, on the terms of *table*."""
+    if registry == DOCKER_HUB:
+        return _host(parse_url(f"https://{HUB_HOST}/v2"), table, source)
+    if not insecure and not is_localhost(registry):
+        return _host(_url_of("https", registry), table, source)
+    return _local(registry, table, source)
 
 
 def is_localhost(registry: str) -> bool:

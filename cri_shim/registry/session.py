@@ -214,7 +214,8 @@ class Session:
             Unauthenticated: There is none that can be answered, or its realm is not to be asked.
         """
         # The answer may have come over http where https was tried first.
-        bare = replace(bare, url=replace(bare.url, scheme=reply.url.scheme))
+        if reply.url.scheme == "http" and bare.url.scheme == "https":
+            bare = replace(bare, url=self.host.in_plain(bare.url))
         challenge = choose(parse_challenges(reply.all("www-authenticate")))
         try:
             self.wanted = self._wanted_by(challenge, bare, reply.peer)
@@ -244,10 +245,11 @@ class Session:
             try:
                 return self._follow(request)
             except HostFailed as failure:
-                if failure.kind != "tls":
+                elsewhere = self.host.plain_port is not None and failure.kind in ("refused", "timeout")
+                if failure.kind != "tls" and not elsewhere:
                     raise
         try:
-            landed = self._follow(replace(request, url=replace(request.url, scheme="http")))
+            landed = self._follow(replace(request, url=self.host.in_plain(request.url)))
         except HostFailed:
             memory.note_plain(name, plain=False)
             raise

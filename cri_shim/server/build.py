@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from cri_shim.config.schema import Config
+    from cri_shim.registry.hosts import Hosts
     from cri_shim.registry.transport import Transport
 
 _QUESTIONS_AT_ONCE = 16
@@ -57,6 +58,7 @@ async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRON
         ConfigError, StoreDamaged, HelperFailed: why the node cannot be served.
     """
     must_be_right(config)
+    hosts = hosts_of(config)
     transport = transport_of(config, environ)
     layout = Layout(Path(config.root))
     layout.prepare()
@@ -67,7 +69,7 @@ async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRON
         opened.in_use = publishing.in_use
         try:
             await publishing.start()
-            yield _images(config, opened, transport, publishing)
+            yield _images(config, opened, transport, hosts, publishing)
         finally:
             await publishing.stop()
             await opened.close()
@@ -76,11 +78,11 @@ async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRON
         helper.close()
 
 
-def _images(config: Config, opened: Store, transport: Transport, publishing: Publishing) -> Images:
+def _images(config: Config, opened: Store, transport: Transport, hosts: Hosts, publishing: Publishing) -> Images:
     sources = _sources(config)
     client = Client(
         transport,
-        hosts_of(config),
+        hosts,
         credentials_for=sources.for_mirror,
         headers_for=sources.http_headers,
         terms=terms_of(config),
@@ -100,12 +102,19 @@ def _images(config: Config, opened: Store, transport: Transport, publishing: Pub
         downloads_per_image=config.max_downloads_per_image,
         most_layers=config.limits.layers,
         stale_seconds=config.stale_if_unreachable_seconds,
+        references=hosts.references,
     )
     view = View(
-        settings.platform, sources.credentials, settings.most_layers, DaemonExecutor("explain", _EXPLAINED_AT_ONCE)
+        platform=settings.platform,
+        authorise=sources.credentials,
+        most_layers=settings.most_layers,
+        threads=DaemonExecutor("explain", _EXPLAINED_AT_ONCE),
+        references=hosts.references,
+        meaning=hosts.meaning,
     )
     puller = Puller(opened, reached, layers, Forms(opened, config.sync), publishing.publish, settings)
-    return Images(opened, puller, layers, Explainer(opened.catalog, client, view), publishing)
+    explainer = Explainer(opened.catalog, client, view)
+    return Images(opened, puller, layers, explainer, publishing, hosts.references)
 
 
 def _store_threads(config: Config) -> store.Threads:

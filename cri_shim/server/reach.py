@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError
 from cri_shim.registry.client import Terms
-from cri_shim.registry.hosts import Hosts
+from cri_shim.registry.hosts import Hosts, Rules
 from cri_shim.registry.nodefiles import policy_restrictions, registries_restrictions
 from cri_shim.registry.proxies import Proxies
+from cri_shim.registry.registriesconf import NO_RULES
+from cri_shim.registry.registriesfile import read_registries_conf, registries_problems
 from cri_shim.registry.tls import Contexts
 from cri_shim.registry.transport import Transport
 
@@ -21,9 +23,31 @@ if TYPE_CHECKING:
     from cri_shim.config.schema import Config
 
 
+def rules_of(config: Config) -> Rules:
+    """Return what *config*, and registries.conf where it is to be read, say of hosts.
+
+    Raises:
+        ConfigError: registries.conf or a drop-in is wrong; names file and line.
+    """
+    reads = config.registries_conf == "read"
+    return Rules(
+        roots=config.certs_dirs,
+        insecure=frozenset(config.insecure),
+        no_fallback=frozenset(config.no_fallback),
+        registries_conf=read_registries_conf(_containers_directories(config)) if reads else NO_RULES,
+    )
+
+
 def hosts_of(config: Config) -> Hosts:
-    """Return the hosts as *config* has them."""
-    return Hosts(":".join(config.certs_dirs), insecure=config.insecure, no_fallback=config.no_fallback)
+    """Return the hosts as *config* has them, every hosts.toml that is right read once, to have it when it breaks.
+
+    Raises:
+        ConfigError: As `rules_of`.
+    """
+    hosts = Hosts("")
+    hosts.follow(rules_of(config))
+    hosts.check()
+    return hosts
 
 
 def transport_of(config: Config, environ: Mapping[str, str]) -> Transport:
@@ -46,12 +70,12 @@ def terms_of(config: Config) -> Terms:
 
 
 def must_be_right(config: Config) -> None:
-    """Refuse to start with a hosts.toml that is broken, or beside a rule of containers' that we would not follow.
+    """Refuse to start with a file that is broken, or beside a rule of containers' that we would not follow.
 
     Raises:
         ConfigError: The first thing that is wrong, with its file and line, and how many more there are.
     """
-    problems = (*hosts_of(config).check(), *_restrictions(config))
+    problems = (*_broken_files(config), *_restrictions(config))
     if problems:
         more = f" ({len(problems) - 1} more: see cri-shim config check)" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0]}{more}")
@@ -59,9 +83,9 @@ def must_be_right(config: Config) -> None:
 
 def problems_of(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return everything that can be told to be wrong without asking a registry, TLS files and proxies included."""
-    hosts, contexts = hosts_of(config), Contexts()
-    found = [*hosts.check(), *_restrictions(config)]
-    for tls in hosts.tls():
+    contexts = Contexts()
+    found = [*_broken_files(config), *_restrictions(config)]
+    for tls in Hosts(":".join(config.certs_dirs)).tls():
         try:
             contexts.get(tls)
         except ConfigError as error:
@@ -73,11 +97,22 @@ def problems_of(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _broken_files(config: Config) -> tuple[str, ...]:
+    reads = config.registries_conf == "read"
+    containers = registries_problems(_containers_directories(config)) if reads else ()
+    return (*Hosts(":".join(config.certs_dirs)).check(), *containers)
+
+
+def _containers_directories(config: Config) -> tuple[str, ...]:
+    return (*((f"{config.home}/.config/containers",) if config.home else ()), config.containers_dir)
+
+
 def _restrictions(config: Config) -> tuple[str, ...]:
-    directories = (*((f"{config.home}/.config/containers",) if config.home else ()), config.containers_dir)
+    directories = _containers_directories(config)
     found: list[str] = []
     for key, restrictions in (("policy_json", policy_restrictions), ("registries_conf", registries_restrictions)):
         if getattr(config, key) == "stop":
-            advice = f'this file is not followed here: remove it, or say {key} = "ignore" in the configuration'
+            follow = ', or "read" to have it followed' if key == "registries_conf" else ""
+            advice = f'this file is not followed here: remove it, or say {key} = "ignore" in the configuration{follow}'
             found += [f"{restriction}; {advice}" for restriction in restrictions(directories)]
     return tuple(found)

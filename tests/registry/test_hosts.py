@@ -7,6 +7,8 @@ import os
 import pytest
 
 from cri_shim.errors import ConfigError
+from cri_shim.oci.reference import Reference
+from cri_shim.registry import hosts as hosts_module
 from cri_shim.registry.hosts import Hosts, is_localhost
 from cri_shim.registry.hostsfile import read_hosts_file
 from cri_shim.registry.policy import ANYWHERE, NAMED
@@ -21,6 +23,10 @@ def write(tmp_path):
         return str(tmp_path / directory / name)
 
     return write
+
+
+def image_at(registry):
+    return Reference(registry, "team/app", "v1", None)
 
 
 def urls(hosts):
@@ -49,7 +55,7 @@ def urls(hosts):
     ],
 )
 def test_defaults(tmp_path, registry, url, plain_after, skip_verify):
-    (host,) = Hosts(str(tmp_path), insecure=["insecure.io:5000"]).of(registry)
+    (host,) = Hosts(str(tmp_path), insecure=["insecure.io:5000"]).of(image_at(registry))
     assert (str(host.url), host.plain_after, host.tls.skip_verify) == (url, plain_after, skip_verify)
     assert (host.upstream, host.namespace, host.rule, host.source) == (True, "", NAMED, "default")
 
@@ -68,24 +74,26 @@ def test_lookup_order(write, tmp_path, order):
     hosts = Hosts(str(tmp_path))
     for name in reversed(order):
         write(name, f'server = "https://{name.strip("_").replace(":", "-")}.test"\n')
-        assert str(hosts.of("reg.io:5000")[-1].url).startswith(f"https://{name.strip('_').replace(':', '-')}.test")
+        assert str(hosts.of(image_at("reg.io:5000"))[-1].url).startswith(
+            f"https://{name.strip('_').replace(':', '-')}.test"
+        )
     # A directory for the host without the port is not for the host with it.
     write("other.io", 'server = "https://wrong"\n')
-    assert hosts.of("other.io:5000")[-1].source.endswith("_default/hosts.toml")
+    assert hosts.of(image_at("other.io:5000"))[-1].source.endswith("_default/hosts.toml")
 
 
 def test_a_list_of_directories(write, tmp_path):
     write("two/reg.io", 'server = "https://two.test"\n')
     hosts = Hosts(f"{tmp_path}/missing:{tmp_path}/one:{tmp_path}/two:")
-    assert urls(hosts.of("reg.io")) == ["https://two.test/v2"]
+    assert urls(hosts.of(image_at("reg.io"))) == ["https://two.test/v2"]
     write("one/_default", 'server = "https://one.test"\n')
-    assert urls(hosts.of("reg.io")) == ["https://one.test/v2"]  # the first directory that has anything counts
+    assert urls(hosts.of(image_at("reg.io"))) == ["https://one.test/v2"]  # the first directory that has anything counts
 
 
 @pytest.mark.parametrize("registry", ["../x", ".", "_default", "a/b"])
 def test_names_that_are_no_directory(write, tmp_path, registry):
     write("_default", 'server = "https://default.test"\n')
-    assert Hosts(str(tmp_path))._directory(registry) is None
+    assert hosts_module._directory(registry, (str(tmp_path),)) is None
 
 
 # What a file says
@@ -120,7 +128,7 @@ ca = "root.pem"
 
 def test_every_key(write, tmp_path):
     path = write("reg.io", FULL)
-    hosts = Hosts(str(tmp_path)).of("reg.io")
+    hosts = Hosts(str(tmp_path)).of(image_at("reg.io"))
     at = os.path.dirname(path)
     assert urls(hosts) == [
         "https://z.test/v2",
@@ -148,7 +156,7 @@ def test_every_key(write, tmp_path):
 
 def test_http_with_tls_keys_is_tried_with_https_first(write, tmp_path):
     write("reg.io", '[host."http://m.test:5000"]\nskip_verify = true\n[host."http://n.test"]\nskip_verify = true\n')
-    first, second, _ = Hosts(str(tmp_path)).of("reg.io")
+    first, second, _ = Hosts(str(tmp_path)).of(image_at("reg.io"))
     assert (str(first.url), first.plain_after) == ("https://m.test:5000/v2", True)
     assert (str(second.url), second.plain_after) == ("http://n.test/v2", False)  # port 80 is not ambiguous
 
@@ -167,13 +175,13 @@ def test_http_with_tls_keys_is_tried_with_https_first(write, tmp_path):
 )
 def test_the_registry_itself(write, tmp_path, registry, server, namespace, upstream):
     write(registry, f'server = "{server}"\n')
-    (host,) = Hosts(str(tmp_path)).of(registry)
+    (host,) = Hosts(str(tmp_path)).of(image_at(registry))
     assert (host.namespace, host.upstream) == (namespace, upstream)
 
 
 def test_without_server_the_root_is_for_the_registry(write, tmp_path):
     write("docker.io", 'ca = "x.pem"\ndial_timeout = "5s"\n[host."https://m.test"]\n[header]\nX-Y = "z"\n')
-    mirror, upstream = Hosts(str(tmp_path)).of("docker.io")
+    mirror, upstream = Hosts(str(tmp_path)).of(image_at("docker.io"))
     assert str(upstream.url) == "https://registry-1.docker.io/v2"
     assert upstream.tls.ca == (f"{tmp_path}/docker.io/x.pem",)
     assert (upstream.headers, upstream.connect_seconds) == ((("X-Y", "z"),), 5.0)
@@ -182,13 +190,13 @@ def test_without_server_the_root_is_for_the_registry(write, tmp_path):
 
 def test_localhost_with_a_ca_is_verified(write, tmp_path):
     write("localhost:5000", 'ca = "x.pem"\n')
-    (host,) = Hosts(str(tmp_path)).of("localhost:5000")
+    (host,) = Hosts(str(tmp_path)).of(image_at("localhost:5000"))
     assert (host.tls.skip_verify, host.plain_after) == (False, True)
 
 
 def test_the_request(write, tmp_path):
     write("reg.io", '[host."https://m.test/p"]\n[host."https://m.test/p".header]\nAccept = "mine"\nX-Y = "z"\n')
-    host = Hosts(str(tmp_path)).of("reg.io")[0]
+    host = Hosts(str(tmp_path)).of(image_at("reg.io"))[0]
     request = host.request("GET", "/a/b/manifests/latest", (("Accept", "ours"),))
     assert f"{request.url}?{request.url.query}" == "https://m.test/p/v2/a/b/manifests/latest?ns=reg.io"
     assert request.headers == (("X-Y", "z"), ("Accept", "ours"))
@@ -197,7 +205,7 @@ def test_the_request(write, tmp_path):
 
 def test_an_overridden_path_may_be_empty(write, tmp_path):
     write("reg.io", '[host."https://m.test"]\noverride_path = true\n')
-    assert str(Hosts(str(tmp_path)).of("reg.io")[0].request("GET", "/a/b").url) == "https://m.test/a/b"
+    assert str(Hosts(str(tmp_path)).of(image_at("reg.io"))[0].request("GET", "/a/b").url) == "https://m.test/a/b"
 
 
 # Certificate files
@@ -210,7 +218,7 @@ def test_docker_certificate_files(write, tmp_path, empty_file):
     at = os.path.dirname(path)
     if empty_file:
         write("reg.io", "")
-    (host,) = Hosts(str(tmp_path)).of("reg.io")
+    (host,) = Hosts(str(tmp_path)).of(image_at("reg.io"))
     client = ((f"{at}/one.cert", f"{at}/one.key"), (f"{at}/two.cert", ""))
     assert host.tls == Tls((f"{at}/a.crt", f"{at}/b.crt"), client)
     assert str(host.url) == "https://reg.io/v2"
@@ -222,18 +230,18 @@ def test_docker_certificate_files(write, tmp_path, empty_file):
 def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(write, tmp_path, monkeypatch):
     path = write("reg.io", 'server = "https://one.test"\n')
     hosts = Hosts(str(tmp_path))
-    assert urls(hosts.of("reg.io")) == ["https://one.test/v2"]
+    assert urls(hosts.of(image_at("reg.io"))) == ["https://one.test/v2"]
     reads = []
     monkeypatch.setattr(
         "cri_shim.registry.hosts.read_hosts_file", lambda path: reads.append(path) or read_hosts_file(path)
     )
-    hosts.of("reg.io")
+    hosts.of(image_at("reg.io"))
     assert reads == []
     write("reg.io", 'server = "https://three.test"\n')
-    assert urls(hosts.of("reg.io")) == ["https://three.test/v2"]
+    assert urls(hosts.of(image_at("reg.io"))) == ["https://three.test/v2"]
     assert reads == [path]
     os.unlink(path)
-    assert urls(hosts.of("reg.io")) == ["https://reg.io/v2"]
+    assert urls(hosts.of(image_at("reg.io"))) == ["https://reg.io/v2"]
 
 
 # What is wrong
@@ -272,7 +280,7 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(write, tmp_pat
 def test_errors_name_file_and_line(write, tmp_path, text, line, why):
     path = write("reg.io", text)
     with pytest.raises(ConfigError, match=why) as caught:
-        Hosts(str(tmp_path)).of("reg.io")
+        Hosts(str(tmp_path)).of(image_at("reg.io"))
     assert str(caught.value).startswith(f"{path}: line {line}: ")
     assert "hunter2" not in str(caught.value)
 
@@ -283,29 +291,29 @@ def test_files_that_are_none(write, tmp_path):
     os.unlink(path)
     os.mkfifo(path)
     with pytest.raises(ConfigError, match="not a regular file"):
-        hosts.of("reg.io")
+        hosts.of(image_at("reg.io"))
     os.unlink(path)
     os.mkdir(path)
     with pytest.raises(ConfigError, match="not a regular file"):
-        hosts.of("reg.io")
+        hosts.of(image_at("reg.io"))
     os.rmdir(path)
     with open(path, "wb") as file:
         file.write(b"# x\n\xff\n")
     with pytest.raises(ConfigError, match="line 2: not UTF-8"):
-        hosts.of("reg.io")
+        hosts.of(image_at("reg.io"))
     with open(path, "wb") as file:
         file.truncate((1 << 20) + 1)
     with pytest.raises(ConfigError, match="larger than 1048576 bytes"):
-        hosts.of("reg.io")
+        hosts.of(image_at("reg.io"))
     with open(path, "w") as file:
         file.write("x = " + "[" * 100_000)
     with pytest.raises(ConfigError):
-        hosts.of("reg.io")
+        hosts.of(image_at("reg.io"))
 
 
 def test_unknown_keys_are_passed_over(write, tmp_path):
     write("reg.io", 'server = "https://reg.io"\nfuture = 1\n[host."https://m.test"]\nfuture = "x"\n')
-    assert len(Hosts(str(tmp_path)).of("reg.io")) == 2
+    assert len(Hosts(str(tmp_path)).of(image_at("reg.io"))) == 2
 
 
 # A file that breaks, and registries that are never asked themselves
@@ -314,17 +322,17 @@ def test_unknown_keys_are_passed_over(write, tmp_path):
 def test_the_last_good_file_stays_in_force(write, tmp_path, caplog):
     path = write("reg.io", '[host."https://m1"]\n')
     hosts = Hosts(str(tmp_path))
-    before = hosts.of("reg.io")
+    before = hosts.of(image_at("reg.io"))
     write("reg.io", '[host."https://m1"]\n[host."https://m2"\n')
     for _ in range(3):
-        assert hosts.of("reg.io") == before
+        assert hosts.of(image_at("reg.io")) == before
     assert [(one.levelname, one.message.startswith(f"{path}: line 2: ")) for one in caplog.records] == [
         ("WARNING", True)
     ]
     write("reg.io", '[host."https://m1"]\n[host."https://m2"]\n')
-    assert len(hosts.of("reg.io")) == 3
+    assert len(hosts.of(image_at("reg.io"))) == 3
     os.unlink(path)
-    assert urls(hosts.of("reg.io")) == ["https://reg.io/v2"]
+    assert urls(hosts.of(image_at("reg.io"))) == ["https://reg.io/v2"]
 
 
 def test_a_file_that_was_never_good_is_an_error_each_time(write, tmp_path):
@@ -332,7 +340,7 @@ def test_a_file_that_was_never_good_is_an_error_each_time(write, tmp_path):
     hosts = Hosts(str(tmp_path))
     for _ in range(2):
         with pytest.raises(ConfigError, match="line 1"):
-            hosts.of("reg.io")
+            hosts.of(image_at("reg.io"))
 
 
 def test_check_tells_of_every_broken_file(write, tmp_path):
@@ -348,10 +356,10 @@ def test_check_tells_of_every_broken_file(write, tmp_path):
 def test_no_fallback_leaves_the_registry_itself_out(write, tmp_path, names):
     write("docker.io", 'server = "https://registry-1.docker.io"\n[host."https://m1"]\n[host."https://m2"]\n')
     hosts = Hosts(str(tmp_path), no_fallback=names)
-    assert urls(hosts.of("docker.io")) == ["https://m1/v2", "https://m2/v2"]
-    assert len(hosts.of("reg.io")) == (0 if names == ["*"] else 1)
+    assert urls(hosts.of(image_at("docker.io"))) == ["https://m1/v2", "https://m2/v2"]
+    assert len(hosts.of(image_at("reg.io"))) == (0 if names == ["*"] else 1)
 
 
 def test_no_fallback_keeps_another_server(write, tmp_path):
     write("docker.io", 'server = "https://cache.corp"\n')
-    assert urls(Hosts(str(tmp_path), no_fallback=["docker.io"]).of("docker.io")) == ["https://cache.corp/v2"]
+    assert urls(Hosts(str(tmp_path), no_fallback=["docker.io"]).of(image_at("docker.io"))) == ["https://cache.corp/v2"]

@@ -9,6 +9,7 @@ import pytest
 from cri_shim.cli.verbs import run
 from cri_shim.config.schema import Config
 from cri_shim.errors import ConfigError
+from cri_shim.oci.reference import parse_reference
 from cri_shim.server.reach import hosts_of, must_be_right, problems_of, terms_of
 
 
@@ -91,5 +92,5 @@ def test_the_keys_arrive(places):
         True,
         True,
     )
-    assert hosts_of(config).of("old.corp:5000")[0].tls.skip_verify
-    assert hosts_of(config).of("reg.io") == ()
+    assert hosts_of(config).of(parse_reference("old.corp:5000/a"))[0].tls.skip_verify
+    assert hosts_of(config).of(parse_reference("reg.io/a")) == ()
