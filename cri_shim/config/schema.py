@@ -126,6 +126,9 @@ class Config:
         False,
         "Refuse to start when a part of the unpacker's confinement is missing on this node.",
     )
+    pull_grace_seconds: Seconds = _key(
+        30, "How long a pull goes on after its last caller has left, so that the next one finds it well under way."
+    )
     partial_bytes: Room = _key(
         16 << 30, "How much of layers that did not arrive whole is kept for the next pull to go on with; 0: nothing."
     )

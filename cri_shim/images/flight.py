@@ -2,7 +2,8 @@
 
 A flight is the work that several callers want at once: a pull, a layer. Whoever comes first starts it, everyone else
 joins. The flight belongs to nobody: a caller that is cancelled leaves, the others are served; when the last has left,
-the work is cancelled and its end awaited. An error reaches everyone who is aboard; the next caller starts anew.
+the work is cancelled and its end awaited, or goes on for a grace, in which the next caller may board it. An error
+reaches everyone who is aboard; the next caller starts anew.
 
 A round is the opposite: it is joined only before it begins, by those who must not get an old answer.
 
@@ -12,6 +13,7 @@ Decisions are made between awaits, on the event loop; there is no lock.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -20,18 +22,22 @@ if TYPE_CHECKING:
 
 K = TypeVar("K", bound="Hashable")
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Flight(Generic[T]):
     task: asyncio.Task[T]
     riders: int = 0
+    grace: asyncio.TimerHandle | None = None
 
 
 class Flights(Generic[K, T]):
     """Work in progress, by key."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = 0.0) -> None:
+        """Let work go on for *grace_seconds* after its last caller has left."""
+        self._grace_seconds = grace_seconds
         self._flights: dict[K, _Flight[T]] = {}
 
     def __len__(self) -> int:
@@ -45,18 +51,46 @@ class Flights(Generic[K, T]):
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.create_task(work(), name=f"flight {key}"))
-            flight.task.add_done_callback(lambda _: self._land(key, flight))
+            flight.task.add_done_callback(lambda _: self._landed(key, flight))
+        if flight.grace is not None:
+            flight.grace.cancel()
+            flight.grace = None
         flight.riders += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
             flight.riders -= 1
             if flight.riders == 0 and not flight.task.done():
-                self._land(key, flight)  # a newcomer must not board a flight that is being cancelled
-                flight.task.cancel()
-                await asyncio.wait([flight.task])
+                await self._forsake(key, flight)
 
-    def _land(self, key: K, flight: _Flight[T] | None) -> None:
+    async def close(self) -> None:
+        """Cancel what is still going on, and wait for its end."""
+        tasks = [flight.task for flight in self._flights.values()]
+        for key, flight in tuple(self._flights.items()):
+            self._give_up(key, flight)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _forsake(self, key: K, flight: _Flight[T]) -> None:
+        if self._grace_seconds > 0:
+            loop = asyncio.get_running_loop()
+            flight.grace = loop.call_later(self._grace_seconds, self._give_up, key, flight)
+            return
+        self._give_up(key, flight)
+        await asyncio.wait([flight.task])
+
+    def _give_up(self, key: K, flight: _Flight[T]) -> None:
+        self._land(key, flight)  # a newcomer must not board a flight that is being cancelled
+        flight.task.cancel()
+
+    def _landed(self, key: K, flight: _Flight[T]) -> None:
+        self._land(key, flight)
+        if flight.grace is not None:
+            flight.grace.cancel()
+        if not flight.task.cancelled() and (error := flight.task.exception()) is not None and not flight.riders:
+            _log.warning("nobody waits any more for what failed: %s", error)
+
+    def _land(self, key: K, flight: _Flight[T]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 

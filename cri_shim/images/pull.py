@@ -58,6 +58,7 @@ class Settings:
     *authorise* puts the credentials in order; it reads files and may run programs for a minute, so it has threads of
     its own. *worked* is told which credential opened a repository. *stale_seconds* is how long a credential that opened
     a name counts while the registry cannot be reached (see `openings`). *references* tells what a name means.
+    *grace_seconds* is how long a pull goes on that nobody waits for any more.
     """
 
     platform: Platform
@@ -69,6 +70,7 @@ class Settings:
     most_layers: int
     stale_seconds: int = 0
     references: References = plainly
+    grace_seconds: float = 0.0
 
 
 Publish = Callable[["Image"], "Awaitable[None]"]
@@ -122,7 +124,7 @@ class Puller:
         self._settings = settings
         self._openings = Openings(store, settings.stale_seconds)
         self._orders: Rounds[tuple[str, ...], _Order] = Rounds(_PAUSE_SECONDS)
-        self._flights: Flights[tuple[str, ...], Image] = Flights()
+        self._flights: Flights[tuple[str, ...], Image] = Flights(settings.grace_seconds)
         self.running: dict[int, PullProgress] = {}
         self.recent: list[PullProgress] = []
 
@@ -160,6 +162,10 @@ class Puller:
         )
         key = self._settings.fingerprint_key
         return _Order(credentials, (str(reference), *(credential.fingerprint(key) for credential in credentials)))
+
+    async def close(self) -> None:
+        """End the pulls that go on although nobody waits for them."""
+        await self._flights.close()
 
     async def _recorded(self, reference: Reference, credentials: tuple[Credential, ...]) -> Image:
         progress = PullProgress(str(reference))

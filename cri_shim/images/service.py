@@ -57,6 +57,10 @@ class Images:
             raise InvalidRequest("no image is named")
         return await self._puller.pull(name, given)
 
+    async def close(self) -> None:
+        """End what goes on although no caller waits for it."""
+        await self._puller.close()
+
     def images(self) -> tuple[Image, ...]:
         """Return every image, in order of its id; the same tuple as before when nothing has changed."""
         return self._store.catalog.ordered()

@@ -69,7 +69,11 @@ async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRON
         opened.in_use = publishing.in_use
         try:
             await publishing.start()
-            yield _images(config, opened, transport, hosts, publishing)
+            images = _images(config, opened, transport, hosts, publishing)
+            try:
+                yield images
+            finally:
+                await images.close()
         finally:
             await publishing.stop()
             await opened.close()
@@ -103,6 +107,7 @@ def _images(config: Config, opened: Store, transport: Transport, hosts: Hosts, p
         most_layers=config.limits.layers,
         stale_seconds=config.stale_if_unreachable_seconds,
         references=hosts.references,
+        grace_seconds=config.pull_grace_seconds,
     )
     view = View(
         platform=settings.platform,

@@ -164,3 +164,89 @@ async def test_all_of_raises_the_first_error_itself_and_cancels_the_rest() -> No
     with pytest.raises(KeyError):
         await all_of([waits(), fails(), waits()])
     assert cancelled == [1, 1]
+
+
+# A grace for what everybody has left
+
+
+async def left(flights: Flights[str, int], work) -> None:
+    """Start *work* as "k" and leave."""
+    caller = asyncio.create_task(flights.join("k", work))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_work_that_everybody_left_goes_on_and_the_next_boards_it() -> None:
+    flights: Flights[str, int] = Flights(grace_seconds=3600)
+    gate, runs = asyncio.Event(), []
+
+    async def work() -> int:
+        runs.append(1)
+        await gate.wait()
+        return 7
+
+    await left(flights, work)
+    await left(flights, work)
+    assert "k" in flights
+    next_one = asyncio.create_task(flights.join("k", work))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await next_one == 7
+    assert (runs, len(flights)) == ([1], 0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_it_comes_to_its_own_end(fails, caplog: pytest.LogCaptureFixture) -> None:
+    flights: Flights[str, int] = Flights(grace_seconds=3600)
+    gate = asyncio.Event()
+
+    async def work() -> int:
+        await gate.wait()
+        if fails:
+            raise ValueError("no such thing")
+        return 7
+
+    await left(flights, work)
+    gate.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(flights) == 0
+    assert ("no such thing" in caplog.text) is fails
+
+
+async def test_it_ends_when_the_grace_is_over() -> None:
+    flights: Flights[str, int] = Flights(grace_seconds=0.01)
+    ended = asyncio.Event()
+
+    async def work() -> int:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return 1
+
+    await left(flights, work)
+    async with asyncio.timeout(20):
+        await ended.wait()
+    assert "k" not in flights
+
+
+async def test_a_close_ends_what_is_left_and_waits() -> None:
+    flights: Flights[str, int] = Flights(grace_seconds=3600)
+    ended = []
+
+    async def work() -> int:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(1)
+        return 1
+
+    await left(flights, work)
+    await flights.close()
+    await flights.close()
+    assert (ended, len(flights)) == ([1], 0)

@@ -32,7 +32,7 @@ def registry() -> AsyncIterator[FakeRegistry]:
         yield fake
 
 
-def config_for(tmp_path: Path, *registries: FakeRegistry) -> Config:
+def config_for(tmp_path: Path, *registries: FakeRegistry, **more: object) -> Config:
     for registry in registries:
         folder = tmp_path / "certs.d" / registry.host
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,7 @@ def config_for(tmp_path: Path, *registries: FakeRegistry) -> Config:
         kubelet_cwd=str(tmp_path / "cwd"),
         home=str(tmp_path / "home"),
         sync="off",
+        **{"pull_grace_seconds": 0, **more},
     )
 
 

@@ -75,7 +75,7 @@ def config_for(tmp_path: Path, *registries: FakeRegistry) -> Config:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts.toml").write_text(f'server = "{registry.url}"\n')
     places = {name: str(tmp_path / name) for name in ("root", "state", "kubelet_root_dir", "kubelet_cwd", "home")}
-    return Config(**places, certs_dirs=(str(tmp_path / "certs.d"),), sync="off")
+    return Config(**places, certs_dirs=(str(tmp_path / "certs.d"),), sync="off", pull_grace_seconds=0)
 
 
 @asynccontextmanager
