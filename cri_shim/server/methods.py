@@ -31,7 +31,12 @@ def methods_of(service: ImageService | RuntimeService) -> grpc.GenericRpcHandler
 def _handler(method: MethodDescriptor, answer: Any) -> grpc.RpcMethodHandler[Any, Any]:
     make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
     request, response = (getattr(api_pb2, kind.name) for kind in (method.input_type, method.output_type))
-    return make(answer, partial(_read, request), response.SerializeToString)
+    return make(answer, partial(_read, request), partial(_written, response))
+
+
+def _written(kind: type[Message], answer: Message | bytes) -> bytes:
+    """Lists come in the form that travels already."""
+    return answer if isinstance(answer, bytes) else kind.SerializeToString(answer)
 
 
 def _read(kind: type[Message], data: bytes) -> Message | None:

@@ -92,7 +92,7 @@ class Gated(Protocol):
 
 S = TypeVar("S", bound=Gated)
 Q = TypeVar("Q", bound="Message")
-R = TypeVar("R", bound="Message")
+R = TypeVar("R", bound="Message | bytes")  # an answer may be in the form that travels
 
 
 def rpc(handler: Callable[[S, Q], Awaitable[R]]) -> Callable[[S, Q, ServicerContext[Q, R]], Awaitable[R]]:

@@ -73,15 +73,15 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         self.gate = gate
 
     @rpc
-    async def ListImages(self, request: api_pb2.ListImagesRequest) -> api_pb2.ListImagesResponse:
+    async def ListImages(self, request: api_pb2.ListImagesRequest) -> bytes:
         """Answer all images, or the one that the filter names."""
         wanted = request.filter.image.image
         if not wanted:
             return self._listing.whole(self._images.images())
-        return api_pb2.ListImagesResponse(images=map(self._listing.message, self._found(wanted)))
+        return self._listing.some(self._found(wanted))
 
     @rpc_stream
-    async def StreamImages(self, request: api_pb2.StreamImagesRequest) -> AsyncIterator[api_pb2.StreamImagesResponse]:
+    async def StreamImages(self, request: api_pb2.StreamImagesRequest) -> AsyncIterator[bytes]:
         """Answer the same set in batches; no images, no message."""
         wanted = request.filter.image.image
         for batch in self._listing.batches(self._found(wanted) if wanted else self._images.images()):

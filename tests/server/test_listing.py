@@ -34,6 +34,10 @@ def listing(spelling):
     return Listing(spelling)
 
 
+def read(answer: bytes) -> api_pb2.ListImagesResponse:
+    return api_pb2.ListImagesResponse.FromString(answer)
+
+
 def many(count: int):
     return tuple(replace(IMAGE, id=digest(str(number))) for number in range(count))
 
@@ -55,9 +59,16 @@ def test_a_list_is_made_once_as_long_as_the_tuple_is_the_same(listing, spelling)
     first = listing.whole(images)
     assert listing.whole(images) is first
     more = (*images, replace(IMAGE, id=digest("more")))
-    assert [image.id for image in listing.whole(more).images] == [str(image.id) for image in more]
+    assert [image.id for image in read(listing.whole(more)).images] == [str(image.id) for image in more]
     assert spelling.made == 6
-    assert not listing.whole(()).images
+    assert listing.whole(()) == b""
+
+
+def test_a_list_travels_as_protobuf_itself_would_write_it(listing, spelling):
+    images = (*many(3), replace(IMAGE, tags=("y" * 300,), user="0", annotations=(("a", "b"),)))
+    message = api_pb2.ListImagesResponse(images=map(spelling.image, images))
+    assert listing.whole(images) == message.SerializeToString(deterministic=True)
+    assert listing.some(images[1:2]) == api_pb2.ListImagesResponse(images=message.images[1:2]).SerializeToString()
 
 
 def test_images_that_are_gone_are_not_kept(listing, monkeypatch):
@@ -79,7 +90,7 @@ def image_of(size_bytes: int):
 
 
 def test_a_list_as_large_as_clients_take_passes_and_a_larger_one_says_what_to_do(listing):
-    assert listing.whole((image_of(LARGEST_MESSAGE_BYTES),)).ByteSize() == LARGEST_MESSAGE_BYTES
+    assert len(listing.whole((image_of(LARGEST_MESSAGE_BYTES),))) == LARGEST_MESSAGE_BYTES
     over = (image_of(LARGEST_MESSAGE_BYTES + 1),)
     for _ in range(2):
         with pytest.raises(LimitExceeded, match=f"1 images takes {LARGEST_MESSAGE_BYTES + 1} bytes.*StreamImages"):
@@ -91,7 +102,7 @@ def test_a_list_as_large_as_clients_take_passes_and_a_larger_one_says_what_to_do
 )
 def test_batches_by_count(listing, count, batches):
     images = many(count)
-    found = list(listing.batches(images))
+    found = [api_pb2.StreamImagesResponse.FromString(batch) for batch in listing.batches(images)]
     assert [len(batch.images) for batch in found] == batches
     assert [message.id for batch in found for message in batch.images] == [f"sha256:{image.id.hex}" for image in images]
     assert LARGEST_BATCH == 200
@@ -100,10 +111,10 @@ def test_batches_by_count(listing, count, batches):
 def test_batches_by_size(listing):
     images = [replace(IMAGE, tags=("y" * 400_000,))] * 5
     found = list(listing.batches(images))
-    assert [len(batch.images) for batch in found] == [2, 2, 1]
-    assert all(batch.ByteSize() < LARGEST_BATCH_BYTES + 100 for batch in found)
+    assert [len(read(batch).images) for batch in found] == [2, 2, 1]
+    assert all(len(batch) < LARGEST_BATCH_BYTES + 100 for batch in found)
 
 
 def test_an_image_larger_than_a_batch_goes_alone(listing):
     images = [IMAGE, replace(IMAGE, tags=("y" * (LARGEST_BATCH_BYTES + 1),)), IMAGE]
-    assert [len(batch.images) for batch in listing.batches(images)] == [1, 1, 1]
+    assert [len(read(batch).images) for batch in listing.batches(images)] == [1, 1, 1]

@@ -121,7 +121,7 @@ def padded(last_bytes: int) -> tuple[Image, ...]:
 
 
 def images_whose_list_takes(size_bytes: int) -> FakeImages:
-    little_more = Listing(Spelling("none")).whole(padded(1 << 19)).ByteSize() - (1 << 19)
+    little_more = len(Listing(Spelling("none")).whole(padded(1 << 19))) - (1 << 19)
     images = padded(size_bytes - little_more)
     messages = map(Spelling("none").image, images)
     assert api_pb2.ListImagesResponse(images=messages).ByteSize() == size_bytes
