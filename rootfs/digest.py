@@ -85,8 +85,8 @@ def layer_ids(diff_ids: Sequence[Digest]) -> tuple[str, ...]:
 
 
 def chain_ids(diff_ids: Sequence[Digest]) -> tuple[Digest, ...]:
-    """Give the OCI chain IDs (config.md, "Layer ChainID"), bottom first."""
+    """Give the OCI chain IDs (config.md, "Layer ChainID"), bottom first; they are sha256 whatever the diff IDs are."""
     chain: list[Digest] = []
     for diff_id in diff_ids:
-        chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode(), diff_id.algorithm) if chain else diff_id)
+        chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
     return tuple(chain)

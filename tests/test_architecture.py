@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "registry": {"rootfs", "errors", "version", "oci", "auth"},
     "store": {"rootfs", "errors"},
     "images": {"rootfs", "errors", "oci", "auth", "registry", "store"},
-    "handoff": {"rootfs", "errors", "oci", "store", "images"},
+    "handoff": {"rootfs", "errors", "pb", "oci", "store", "images"},
     "server": {
         *("rootfs", "errors", "version", "executor", "log", "pb", "config", "oci", "host"),
         *("auth", "registry", "store", "images", "handoff"),
@@ -74,6 +74,7 @@ PURE = (
     "oci",
     *("auth.authfield", "auth.credential", "auth.dockercfg", "auth.keyring", "auth.order"),
     *("registry.challenge", "registry.policy", "registry.registriesconf", "registry.url"),
+    "handoff.containerd.records",
     *("server.convert", "server.describe", "server.info"),
     *("rootfs.digest", "rootfs.limits", "rootfs.tarheader", "rootfs.values"),
 )

@@ -109,6 +109,13 @@ class Config:
         "Who else is given the images, besides `runtime`: containers-storage (podman, buildah, skopeo: the root is an\n"
         "additional image store), containerd. Runtime cri-o implies the first, containerd the second.",
     )
+    containerd_address: SocketAddress = _key(
+        "/run/containerd/containerd.sock", "The socket of the containerd that is given images (its `grpc.address`)."
+    )
+    containerd_root: StorePath = _key(
+        "/var/lib/containerd",
+        "That containerd's `root`. On the same filesystem and mount as `root`, or files are copied.",
+    )
     log_level: LogLevel = _key("info", "The least that is logged: debug, info, warning or error.")
     log_format: LogFormat = _key("text", "text (time, level, msg as logrus has them), json or klog.")
     drain_seconds: Seconds = _key(30, "How long running pulls may go on after SIGTERM.")

@@ -63,7 +63,8 @@ class HandOff(LayerUser, Protocol):
 
         Args:
             renew: to be called on the event loop, at any time, when all images have to be published anew (the runtime
-                came back, its records were lost). After `start` this is done once without being asked for.
+                came back, its records were lost). After `start` this is done once without being asked for, unless
+                `status` says that the state is `waiting`: for a runtime that has not come yet.
 
         Raises:
             ConfigError: what is configured cannot work on this node.
@@ -129,9 +130,12 @@ class Publishing:
         Raises:
             ConfigError: a hand-off cannot work on this node.
         """
+        # Until something else is found out, the runtimes have what an earlier life gave them.
+        self._told = {image.id: image.names for image in self._catalog().images.values()}
         for handoff in self._handoffs:
             await handoff.start(functools.partial(self._renew, handoff))
-            self._renew(handoff)
+            if handoff.status()["state"] != "waiting":
+                self._renew(handoff)
 
     async def stop(self) -> None:
         """Stop the hand-offs."""

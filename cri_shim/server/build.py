@@ -26,7 +26,7 @@ from cri_shim.images.publishing import Publishing
 from cri_shim.images.pull import Puller, Settings
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
-from cri_shim.server.give import handoffs_of
+from cri_shim.server.give import handoffs_of, runtime_root_of
 from cri_shim.server.reach import hosts_of, must_be_right, terms_of, transport_of
 from cri_shim.store import store
 from cri_shim.store.layout import Layout
@@ -135,7 +135,7 @@ def _keeping(config: Config) -> Keeping:
 
 
 def _options(config: Config) -> Options:
-    return Options(require_sandbox=config.require_sandbox, tar_split=config.tar_split)
+    return Options(require_sandbox=config.require_sandbox, tar_split=config.tar_split, runtime=runtime_root_of(config))
 
 
 def _limits(config: Config) -> Limits:

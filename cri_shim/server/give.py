@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cri_shim.handoff.containerd.handoff import Containerd
+from cri_shim.server.endpoint import path_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -14,7 +17,11 @@ if TYPE_CHECKING:
 _OF_RUNTIME: dict[str, tuple[HandOffName, ...]] = {"cri-o": ("containers-storage",), "containerd": ("containerd",)}
 
 
-_MAKERS: dict[HandOffName, Callable[[Config, Store], HandOff]] = {}
+def _containerd(config: Config, store: Store) -> HandOff:
+    return Containerd(str(path_of(config.containerd_address)), config.containerd_root, store, config.sync)
+
+
+_MAKERS: dict[HandOffName, Callable[[Config, Store], HandOff]] = {"containerd": _containerd}
 
 
 def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tuple[LayerUser, ...]]:
@@ -30,3 +37,8 @@ def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tupl
 def names_of(config: Config) -> frozenset[HandOffName]:
     """Return the names of the hand-offs that are on: those of `publish`, and the one that `runtime` implies."""
     return frozenset((*config.publish, *_OF_RUNTIME.get(config.runtime, ())))
+
+
+def runtime_root_of(config: Config) -> str:
+    """Return the root of the runtime that layers are linked into, "" for none."""
+    return config.containerd_root if "containerd" in names_of(config) else ""

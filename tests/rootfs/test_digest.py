@@ -68,3 +68,9 @@ def test_digests_are_values():
     assert len({first, Digest("sha256", A)}) == 1
     with pytest.raises(AttributeError):
         first.hex = B  # type: ignore[misc]
+
+
+def test_chain_ids_are_sha256_whatever_the_diff_ids_are():
+    diffs = [Digest("sha512", "a" * 128), Digest("sha512", "b" * 128)]
+    second = hashlib.sha256(f"sha512:{'a' * 128} sha512:{'b' * 128}".encode()).hexdigest()
+    assert chain_ids(diffs) == (diffs[0], Digest("sha256", second))
