@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rootfs.apply import Applied
+    from rootfs.chain import ChainEntry
     from rootfs.commit import Found
     from rootfs.digest import Digest
     from rootfs.forms import FormMade
@@ -161,6 +162,20 @@ class Helper:
     def recover(self) -> Job[tuple[Found, ...]]:
         """Empty staging, mend the short names, and list the layers with their seals; for the start."""
         return self._ask("recover", "", {}, values.to_found)
+
+    def chain(self, entries: tuple[ChainEntry, ...], *, sync: str) -> Job[int]:
+        """Make entries of a chain, those that are missing or different (`rootfs.chain`), and sync them unless "off".
+
+        Returns:
+            A job whose result is how many were made.
+        """
+        for entry in entries:
+            checked_name(entry.name)
+        return self._ask("chain", "", {"entries": values.from_chain(entries), "sync": sync}, values.count)
+
+    def unchain(self, names: tuple[str, ...]) -> Job[None]:
+        """Drop entries of a chain; layers of these names stay."""
+        return self._ask("unchain", "", {"names": [checked_name(name) for name in names]}, _to_none)
 
     def graft(self, source: str, target: bytes, *, sync: str) -> Job[FormMade]:
         """Fill a directory of the runtime's with the tree of a layer (`rootfs.graft`).

@@ -16,6 +16,7 @@ from typing import Final
 
 from rootfs import syscalls
 from rootfs.beneath import DIRECTORY, open_beneath
+from rootfs.chain import is_entry
 from rootfs.errors import LimitExceeded, RootfsError
 from rootfs.failpoints import failpoint
 from rootfs.layout import DIFF, IMPLIED, LINK, RECORD, SEAL, Layout, checked_name, drop_link, make_link, move_to_trash
@@ -189,10 +190,14 @@ def trash(layout: Layout, names: tuple[str, ...]) -> None:
 
 
 def recover(layout: Layout) -> tuple[Found, ...]:
-    """Put everything under staging into the trash, mend the short names, and say which layers stand there."""
+    """Put everything under staging into the trash, mend the short names, and say which layers stand there.
+
+    Entries of a chain that are no layers are their publisher's, and are left alone.
+    """
     for name in os.listdir(layout.staging):
         move_to_trash(layout, layout.staging, name)
-    found = tuple(_found(layout, name) for name in sorted(os.listdir(layout.overlay)) if name != "l")
+    names = [name for name in sorted(os.listdir(layout.overlay)) if name != "l" and not is_entry(layout, name)]
+    found = tuple(_found(layout, name) for name in names)
     whole = [layer.name for layer in found if layer.seal is not None]
     _mend_links(layout, whole)
     failpoint("recover.mended")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from rootfs import child, sandbox, syscalls, values, wire
+from rootfs.chain import drop_entries, make_entries
 from rootfs.commit import commit, recover, trash
 from rootfs.errors import HelperFailed, RootfsError
 from rootfs.forms import KINDS, FormMade, inherited, make_form, mark_opaque
@@ -121,6 +122,17 @@ def _recover(work: Work) -> Outcome:
     return child.DONE, {"value": values.from_found(recover(work.layout))}
 
 
+def _chain(work: Work) -> Outcome:
+    entries = values.to_chain(work.arguments["entries"])
+    made = make_entries(work.layout, entries, synced=values.text(work.arguments["sync"]) != "off")
+    return child.DONE, {"value": made}
+
+
+def _unchain(work: Work) -> Outcome:
+    drop_entries(work.layout, tuple(values.text(name) for name in values.array(work.arguments["names"])))
+    return child.DONE, {"value": None}
+
+
 def _graft(work: Work) -> Outcome:
     source = open_diff(work.layout, values.text(work.arguments["source"]))
     runtime = open_runtime(work.runtime)
@@ -139,6 +151,8 @@ JOBS: Final[dict[str, Callable[[Work], Outcome]]] = {
     "trash": _trash,
     "empty_trash": _empty_trash,
     "recover": _recover,
+    "chain": _chain,
+    "unchain": _unchain,
     "graft": _graft,
     "reach": _reach,
 }

@@ -143,9 +143,9 @@ def move_to_trash(layout: Layout, parent: int, name: str) -> bool:
     return True
 
 
-def make_link(layout: Layout, name: str) -> None:
-    """Make the short name of the layer *name*, whether or not something stands there."""
-    short, target = link_name(name), f"../{name}/diff"
+def make_link(layout: Layout, name: str, layer: str = "") -> None:
+    """Make the short name of *name*, whether or not something stands there; it leads to *layer*, else to *name*."""
+    short, target = link_name(name), f"../{layer or name}/diff"
     try:
         if os.readlink(short, dir_fd=layout.links) == target:
             return

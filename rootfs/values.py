@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from rootfs.apply import Applied
+from rootfs.chain import ChainEntry
 from rootfs.commit import Found
 from rootfs.digest import Digest
 from rootfs.errors import HelperFailed, RootfsError
@@ -217,6 +218,24 @@ def to_found(value: object) -> tuple[Found, ...]:
     """
     pairs = [_pair(pair) for pair in array(value)]
     return tuple(Found(text(name), None if seal is None else path_bytes(seal)) for name, seal in pairs)
+
+
+def from_chain(entries: tuple[ChainEntry, ...]) -> list[object]:
+    """Write down entries of a chain."""
+    return [[entry.name, entry.layer, list(entry.below)] for entry in entries]
+
+
+def to_chain(value: object) -> tuple[ChainEntry, ...]:
+    """Read entries of a chain.
+
+    Raises:
+        HelperFailed: they are not that.
+    """
+    entries = []
+    for triple in array(value):
+        name, layer, below = array(triple)
+        entries.append(ChainEntry(text(name), text(layer), tuple(text(one) for one in array(below))))
+    return tuple(entries)
 
 
 def from_stuck(stuck: tuple[Stuck, ...]) -> list[object]:
