@@ -21,6 +21,7 @@ from typing import Final
 
 from rootfs import syscalls
 from rootfs.beneath import DIRECTORY
+from rootfs.failpoints import failpoint
 from rootfs.layout import DIFF, LINK, SEAL, Layout, checked_name, drop_link, make_link, move_to_trash
 from rootfs.overlay import link_name
 
@@ -60,6 +61,7 @@ def make_entries(layout: Layout, entries: tuple[ChainEntry, ...], *, synced: boo
     """
     made = sum(_make(layout, entry) for entry in entries)
     if made and synced:
+        failpoint("chain.syncfs")
         syscalls.syncfs(layout.root)
     return made
 
@@ -111,6 +113,7 @@ def _make_own(layout: Layout, entry: ChainEntry) -> bool:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new, dir_fd=directory)
         _write(directory, new, entry.lower)
+        failpoint("chain.lower.rename")
         os.rename(new, LOWER, src_dir_fd=directory, dst_dir_fd=directory)
         return True
     finally:
@@ -126,6 +129,7 @@ def _make_linked(layout: Layout, entry: ChainEntry) -> bool:
     try:
         _fill(layout, staged, entry, target)
         drop_entries(layout, (entry.name,))
+        failpoint("chain.rename")
         os.rename(staged, entry.name, src_dir_fd=layout.staging, dst_dir_fd=layout.overlay)
     except OSError as error:
         move_to_trash(layout, layout.staging, staged)

@@ -52,7 +52,7 @@ DOORS: dict[str, set[str]] = {
     "fastcrc": {"rootfs.tarsplit"},
     "sqlite3": {"store.index"},
     "uvloop": {"server.serve"},
-    "msgspec": {"config", "oci", "store"},
+    "msgspec": {"config", "oci", "store", "handoff"},
     "yaml": {"auth.providerconfig", "auth.providers"},
     "tomllib": {"config.sources", "registry.hostsfile"},
     "ssl": {"registry"},

@@ -116,6 +116,10 @@ class Config:
         "/var/lib/containerd",
         "That containerd's `root`. On the same filesystem and mount as `root`, or files are copied.",
     )
+    containers_storage_roots: tuple[AbsolutePath, ...] = _key(
+        ("/var/lib/containers/storage",),
+        "Where CRI-O and podman keep what is their own (graphroot): an image that is named in records there stays.",
+    )
     log_level: LogLevel = _key("info", "The least that is logged: debug, info, warning or error.")
     log_format: LogFormat = _key("text", "text (time, level, msg as logrus has them), json or klog.")
     drain_seconds: Seconds = _key(30, "How long running pulls may go on after SIGTERM.")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cri_shim.executor import DaemonExecutor
 from cri_shim.handoff.containerd.handoff import Containerd
+from cri_shim.handoff.containers_storage import ContainersStorage, Settings
+from cri_shim.handoff.mounts import Mounts
 from cri_shim.server.endpoint import path_of
 
 if TYPE_CHECKING:
@@ -21,7 +25,15 @@ def _containerd(config: Config, store: Store) -> HandOff:
     return Containerd(str(path_of(config.containerd_address)), config.containerd_root, store, config.sync)
 
 
-_MAKERS: dict[HandOffName, Callable[[Config, Store], HandOff]] = {"containerd": _containerd}
+def _containers_storage(config: Config, store: Store) -> HandOff:
+    roots = tuple(map(Path, config.containers_storage_roots))
+    return ContainersStorage(store, Settings(roots, config.sync), DaemonExecutor("containers-storage", 1))
+
+
+_MAKERS: dict[HandOffName, Callable[[Config, Store], HandOff]] = {
+    "containerd": _containerd,
+    "containers-storage": _containers_storage,
+}
 
 
 def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tuple[LayerUser, ...]]:
@@ -31,7 +43,7 @@ def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tupl
         ConfigError: one that is wanted cannot be on this node.
     """
     made = {name: _MAKERS[name](config, store) for name in sorted(names_of(config)) if name in _MAKERS}
-    return tuple(made.values()), ()
+    return tuple(made.values()), (Mounts(store.layout, store.disk),)
 
 
 def names_of(config: Config) -> frozenset[HandOffName]:

@@ -1,0 +1,343 @@
+"""The additional image store as runtimes read it: files on a real disk, after real pulls."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cri_shim.errors import HandOffFailed, ShimError
+from cri_shim.handoff import lockfile
+from cri_shim.images.service import Images
+from cri_shim.server.build import running_images
+from cri_shim.store import store as store_module
+from cri_shim.store.image import Image
+from rootfs.digest import Digest, layer_ids
+from rootfs.overlay import link_name
+from tests.fakes.images import Dir, index, layer
+from tests.fakes.registry import FakeRegistry
+from tests.handoff.test_lockfile import HOLD
+from tests.handoff.test_references import write
+from tests.images.test_interrupted import until
+from tests.images.test_pull import config_for, image, sample
+
+
+class Reader:
+    """What a runtime sees below *root*; every read checks that the store is whole."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def images(self) -> dict[str, dict]:
+        """Read every image by its id, after going all the way that a runtime goes."""
+        images = {one["id"]: one for one in self._read("images")}
+        layers = {one["id"]: one for one in self._read("layers")}
+        names = [name for one in images.values() for name in one.get("names", ())]
+        assert len(set(names)) == len(names)
+        for one in images.values():
+            self._check(one, layers)
+        return images
+
+    def names(self) -> dict[str, list[str]]:
+        return {key: one.get("names", []) for key, one in self.images().items()}
+
+    def layers(self) -> dict[str, dict]:
+        self.images()
+        return {one["id"]: one for one in self._read("layers")}
+
+    def diff(self, layer: str) -> Path:
+        return self.root / "overlay/l" / (self.root / "overlay" / layer / "link").read_text()
+
+    def _read(self, kind: str) -> list[dict]:
+        path = self.root / f"overlay-{kind}/{kind}.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def _check(self, one: dict, layers: dict[str, dict]) -> None:
+        for key in one["big-data-names"]:
+            base = key if key.isalnum() else "=" + base64.b64encode(key.encode()).decode()
+            data = (self.root / "overlay-images" / one["id"] / base).read_bytes()
+            assert len(data) == one["big-data-sizes"][key]
+            assert str(Digest.of(data)) == one["big-data-digests"][key]
+        below, chain = one["layer"], []
+        while below:
+            chain.append(below)
+            below = layers[below].get("parent", "")
+        for place, name in enumerate(chain):
+            assert self.diff(name).is_dir()
+            assert os.path.samefile(self.diff(name), self.root / "overlay" / name / "diff")
+            lower = self.root / "overlay" / name / "lower"
+            expected = ":".join(f"l/{link_name(other)}" for other in chain[place + 1 :])
+            assert (lower.read_text() if lower.exists() else "") == expected
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as fake:
+        fake.add("app", sample(), tag="1")
+        yield fake
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    return Reader(tmp_path / "root")
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, registry: FakeRegistry, **changes: object) -> AsyncIterator[Images]:
+    config = dataclasses.replace(
+        config_for(tmp_path, registry),
+        publish=("containers-storage",),
+        containers_storage_roots=(str(tmp_path / "graph"),),
+        **changes,
+    )
+    async with running_images(config) as images:
+        images._store._grace.clear()
+        yield images
+
+
+@pytest.fixture
+async def images(tmp_path: Path, registry: FakeRegistry) -> AsyncIterator[Images]:
+    async with running(tmp_path, registry) as started:
+        yield started
+
+
+async def pulled(images: Images, registry: FakeRegistry, name: str = "app:1") -> Image:
+    found = await images.pull(f"{registry.host}/{name}", None)
+    images._store._grace.clear()
+    return found
+
+
+def directories(tmp_path: Path) -> set[str]:
+    return set(os.listdir(tmp_path / "root/overlay")) - {"l"}
+
+
+async def test_an_image_is_published_whole(
+    images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path
+) -> None:
+    one = await pulled(images, registry)
+    diff_ids = [layer.diff_id for layer in one.layers]
+    assert reader.names() == {one.id.hex: list(one.names)}
+    assert reader.images()[one.id.hex]["layer"] == layer_ids(diff_ids)[-1]
+    layers = reader.layers()
+    assert [layers[name]["diff-digest"] for name in layer_ids(diff_ids)] == list(map(str, diff_ids))
+    assert [layers[name]["compression"] for name in layer_ids(diff_ids)] == [2, 4]
+    assert all(layer["diff-size"] > 0 and layer["compressed-size"] > 0 for layer in layers.values())
+    assert images.status()["published"]["containers-storage"]["images"] == 1
+
+
+async def test_an_index_is_kept_beside_the_manifest(images: Images, registry: FakeRegistry, reader: Reader) -> None:
+    registry.add("multi", index(sample()), tag="1")
+    one = await pulled(images, registry, "multi:1")
+    assert one.target != one.manifest
+    keys = reader.images()[one.id.hex]["big-data-names"]
+    assert {f"manifest-{one.target}", f"manifest-{one.manifest}", "manifest", str(one.id)} == set(keys)
+
+
+async def test_forms_stand_where_the_chain_says(images: Images, registry: FakeRegistry, reader: Reader) -> None:
+    base = layer({"tmp/": Dir(0o1777), "etc/": Dir()})
+    ghosts = layer({"etc/": Dir(), "etc/.wh.never": b""})
+    implied = layer({"tmp/x": b"x"})
+    twice = layer({"twice": b"twice"})
+    registry.add("forms", image(ghosts, base, implied, twice, ghosts, twice), tag="1")
+    registry.add("plain", image(base, ghosts), tag="1")
+    one = await pulled(images, registry, "forms:1")
+    two = await pulled(images, registry, "plain:1")
+    assert set(reader.images()) == {one.id.hex, two.id.hex}
+    name, seen = reader.images()[one.id.hex]["layer"], []
+    while name:
+        seen.append(os.path.basename(os.path.dirname(os.path.realpath(reader.diff(name)))))
+        name = reader.layers()[name].get("parent", "")
+    assert tuple(reversed(seen)) == one.layer_names
+    assert len(set(seen)) == 6
+
+
+async def test_a_tag_that_moves_is_never_on_two_images(images: Images, registry: FakeRegistry, reader: Reader) -> None:
+    old = await pulled(images, registry)
+    registry.add("app", sample(b"other"), tag="1")
+    new = await pulled(images, registry)
+    assert reader.names() == {one.id.hex: list(one.names) for one in images.images()}
+    assert f"{registry.host}/app:1" in reader.names()[new.id.hex]
+    assert old.id.hex in reader.names()
+
+
+async def test_removal_leaves_nothing_and_shared_layers_stay(
+    images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path
+) -> None:
+    registry.add("app", sample(b"other"), tag="2")
+    one, two = await pulled(images, registry), await pulled(images, registry, "app:2")
+    await images.remove(str(one.id))
+    assert set(reader.images()) == {two.id.hex}
+    assert set(reader.layers()) == set(layer_ids([layer.diff_id for layer in two.layers]))
+    await images.remove(str(two.id))
+    assert (reader.images(), reader.layers(), directories(tmp_path)) == ({}, {}, set())
+    assert os.listdir(tmp_path / "root/overlay/l") == []
+    assert sorted(os.listdir(tmp_path / "root/overlay-images")) == ["images.json", "images.lock"]
+
+
+@pytest.mark.parametrize("by", ["layer", "image"])
+async def test_an_image_that_a_runtime_names_stays_without_names(
+    images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(store_module, "USED_SECONDS", 0.01)
+    one = await pulled(images, registry)
+    top = reader.images()[one.id.hex]["layer"]
+    graph = tmp_path / "graph"
+    if by == "layer":
+        write(graph, volatile_layers=[{"id": "rw", "parent": top}])
+    else:
+        write(graph, containers=[{"id": "c", "image": one.id.hex}])
+    await images.remove(str(one.id))
+    assert images.images() == ()
+    assert reader.names() == {one.id.hex: []}
+    assert len(directories(tmp_path)) == 3  # two layers and the upper one's place in the chain
+    write(graph, volatile_layers=[], containers=[])
+    await until(lambda: not directories(tmp_path))
+    assert reader.images() == {}
+
+
+async def test_an_image_that_a_runtime_names_can_be_pulled_again(
+    images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path
+) -> None:
+    one = await pulled(images, registry)
+    write(tmp_path / "graph", containers=[{"id": "c", "image": one.id.hex}])
+    await images.remove(str(one.id))
+    again = await pulled(images, registry)
+    assert reader.names() == {one.id.hex: list(again.names)}
+    assert images.status()["published"]["containers-storage"]["held by runtimes"] == 0
+
+
+async def test_records_that_cannot_be_read_keep_everything(
+    images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path
+) -> None:
+    one = await pulled(images, registry)
+    write(tmp_path / "graph", layers=[])
+    (tmp_path / "graph/overlay-layers/layers.json").write_text("[{")
+    await images.remove(str(one.id))
+    assert reader.names() == {one.id.hex: []}
+
+
+async def test_a_restart_publishes_what_is_missing_and_takes_away_what_is_gone(
+    registry: FakeRegistry, reader: Reader, tmp_path: Path
+) -> None:
+    registry.add("other", image(layer({"other": b"x"})), tag="1")
+    async with running(tmp_path, registry) as images:
+        one, two = await pulled(images, registry), await pulled(images, registry, "other:1")
+    config = config_for(tmp_path, registry)
+    async with running_images(config) as images:  # without the hand-off
+        await images.remove(str(two.id))
+        three = await images.pull(f"{registry.host}/app@{one.manifest}", None)
+        assert three.id == one.id
+    link = tmp_path / "root/overlay/l" / link_name(top_of(reader, one))
+    link.unlink()
+    async with running(tmp_path, registry):
+        await until(link.exists)
+        await until(lambda: reader.names()[one.id.hex] == list(three.names))
+        assert reader.names() == {one.id.hex: list(three.names)}
+
+
+def top_of(reader: Reader, one: Image) -> str:
+    return next(found["layer"] for found in reader._read("images") if found["id"] == one.id.hex)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", None])
+async def test_records_that_were_lost_or_damaged_are_written_anew(
+    registry: FakeRegistry, reader: Reader, tmp_path: Path, damage: bytes | None
+) -> None:
+    path = tmp_path / "root/overlay-images/images.json"
+    async with running(tmp_path, registry) as images:
+        one = await pulled(images, registry)
+        before = reader.names()
+        path.unlink() if damage is None else path.write_bytes(damage)
+        assert await images.usable(str(one.id)) is one
+        assert reader.names() == before
+    path.unlink() if damage is None else path.write_bytes(damage)
+    async with running(tmp_path, registry):
+        await until(lambda: path.exists() and path.read_bytes() not in (damage, b"[]"))
+        assert reader.names() == before
+
+
+async def test_a_status_of_what_is_published_writes_nothing(
+    images: Images, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    one = await pulled(images, registry)
+    lock = tmp_path / "root/overlay-images/images.lock"
+    before = lock.read_bytes()
+    assert await images.usable(str(one.id)) is one
+    await pulled(images, registry)
+    assert lock.read_bytes() == before
+
+
+async def test_a_reader_that_hangs_fails_the_pull_with_a_reason(
+    images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lockfile, "LOCK_SECONDS", 0.05)
+    lock = tmp_path / "root/overlay-images/images.lock"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
+    with pytest.raises(HandOffFailed, match=r"^pull .*: hand-off: .*images\.lock is held"):
+        await pulled(images, registry)
+    assert reader.images() == {}
+    (one,) = images.images()
+    assert await images.usable(str(one.id)) is None
+    await asyncio.to_thread(process.communicate, b"")
+    assert await images.usable(str(one.id)) is one
+    assert set(reader.images()) == {one.id.hex}
+
+
+async def test_a_layer_that_is_gone_fails_the_hand_off(images: Images, registry: FakeRegistry, tmp_path: Path) -> None:
+    one = await pulled(images, registry)
+    seal = tmp_path / "root/overlay" / one.layers[0].diff_id.hex / "layer.json"
+    seal.rename(seal.with_name("away"))
+    images._publishing._handoffs[0]._shown.clear()
+    assert await images.usable(str(one.id)) is None
+    with pytest.raises(ShimError, match="pull it again"):
+        await images._publishing.publish(one)
+    seal.with_name("away").rename(seal)
+    assert await images.usable(str(one.id)) is one
+
+
+async def test_pulls_and_removals_side_by_side_leave_a_whole_store_at_every_moment(
+    images: Images, registry: FakeRegistry, reader: Reader
+) -> None:
+    for number in range(6):
+        registry.add("many", sample(str(number).encode()), tag=str(number % 3))
+
+    async def churn(number: int) -> None:
+        for _ in range(4):
+            registry.add("many", sample(str(number).encode()), tag=str(number % 3))
+            one = await images.pull(f"{registry.host}/many:{number % 3}", None)
+            if number % 2:
+                await images.remove(str(one.id))
+
+    async def watch(done: asyncio.Event) -> int:
+        looks = 0
+        while not done.is_set():
+            await asyncio.sleep(0)
+            looks += 1
+            # Between the read of one file and of the other a runtime reads again, when the stamp of a lock has changed.
+            path = reader.root / "overlay-images/images.json"
+            for one in json.loads(path.read_text()):
+                assert one["id"]
+        return looks
+
+    done = asyncio.Event()
+    watching = asyncio.create_task(watch(done))
+    await asyncio.gather(*map(churn, range(6)))
+    done.set()
+    assert await watching > 0
+    assert reader.names() == {one.id.hex: list(one.names) for one in images.images()}
+
+
+async def test_an_image_without_layers(images: Images, registry: FakeRegistry, reader: Reader) -> None:
+    registry.add("empty", image(), tag="1")
+    one = await pulled(images, registry, "empty:1")
+    assert reader.images()[one.id.hex]["layer"] == ""
