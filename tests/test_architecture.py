@@ -47,6 +47,7 @@ DOORS: dict[str, set[str]] = {
     "grpc": {"server", "pb", "demo.client", "cli.client", "handoff.containerd"},
     "google.protobuf": {"server", "pb", "handoff.containerd"},
     "urllib3": {"registry.transport"},
+    "python_socks": {"registry.socks"},
     "zstandard": {"rootfs.compression", "demo.images"},
     "isal": {"rootfs.compression"},
     "fastcrc": {"rootfs.tarsplit"},

@@ -228,6 +228,9 @@ class Config:
         "They go before HTTP_PROXY, HTTPS_PROXY and NO_PROXY, which are read from the environment at start, and from\n"
         "which the user and password of a proxy are taken: here they have no place.",
     )
+    proxy_ca: OptionalPath = _key(
+        "", "A PEM file of CAs that proxies spoken to over TLS (https://) are trusted by, besides the system's."
+    )
     realm_same_site: bool = _key(False, "Ask for tokens only at the site of the registry that wants them.")
     foreign_layers: ForeignLayers = _key(
         "refuse",

@@ -16,9 +16,14 @@ import os
 import ssl
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from cri_shim.errors import ConfigError
+
+if TYPE_CHECKING:
+    import socket
 
 FILE_BYTES = 4 << 20
 KEPT = 32
@@ -83,10 +88,30 @@ def stamp_of(path: str) -> Stamp | None:
     return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
 
 
+Nest = Callable[[ssl.SSLSocket, ssl.SSLContext, str | None], Any]
+
+
+class _Context(ssl.SSLContext):
+    """A context that can also wrap what is TLS already: a tunnel through a proxy that is spoken to over TLS.
+
+    Python's own would speak on the descriptor beneath, past the TLS that is there.
+    """
+
+    nest: Nest | None = None
+
+    def wrap_socket(self, sock: socket.socket, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+        if isinstance(sock, ssl.SSLSocket) and self.nest is not None:
+            found: ssl.SSLSocket = self.nest(sock, self, options.get("server_hostname"))
+            return found
+        return super().wrap_socket(sock, *arguments, **options)
+
+
 class Contexts:
     """One `SSLContext` for each `Tls`, as long as its files stay what they were. Safe from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, nest: Nest | None = None) -> None:
+        """*nest* speaks TLS within TLS."""
+        self._nest = nest
         self._lock = threading.Lock()
         self._kept: dict[tuple[Tls, tuple[Stamp | None, ...]], ssl.SSLContext] = {}
 
@@ -99,7 +124,7 @@ class Contexts:
         key = (tls, tuple(stamp_of(path) for path in tls.files))
         with self._lock:
             if key not in self._kept:
-                context = _context(tls)
+                context = _context(tls, self._nest)
                 for old in [one for one in self._kept if one[0] == tls]:
                     del self._kept[old]
                 while len(self._kept) >= KEPT:
@@ -108,8 +133,9 @@ class Contexts:
             return self._kept[key]
 
 
-def _context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def _context(tls: Tls, nest: Nest | None) -> ssl.SSLContext:
+    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.nest = nest
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags = (context.verify_flags & ~ssl.VERIFY_X509_STRICT) | ssl.VERIFY_X509_PARTIAL_CHAIN
     context.hostname_checks_common_name = False

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, InsecureRequestWarning
+from urllib3.util.ssltransport import SSLTransport
 
 from cri_shim.registry.cancel import Cancel
 from cri_shim.registry.dial import Dialler
@@ -68,10 +69,11 @@ class _Desk(threading.local):
 class _Plain(HTTPConnection):
     """urllib3's connection, dialled by us and answered through our bounds."""
 
-    def __init__(self, *arguments: Any, desk: _Desk, dialler: Dialler, **options: Any) -> None:
+    def __init__(self, *arguments: Any, desk: _Desk, dialler: Dialler, contexts: Contexts, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._desk = desk
         self._dialler = dialler
+        self._contexts = contexts
         self.peer: Ip | None = None
 
     @property
@@ -83,7 +85,7 @@ class _Plain(HTTPConnection):
         exchange = self._exchange
         exchange.fresh = True
         if self._desk.proxy is not None and self._desk.url is not None:
-            made = connect_through(self._desk.proxy, self._desk.url, exchange, self._dialler)
+            made = connect_through(self._desk.proxy, self._desk.url, exchange, self._dialler, self._contexts)
             self.peer = exchange.peer
             return made
         made, self.peer = self._dialler.dial(
@@ -144,7 +146,7 @@ class Transport:
         urllib3.disable_warnings(InsecureRequestWarning)
         self._limits = limits or Limits()
         self._dialler = dialler or Dialler(clock=clock)
-        self._contexts = contexts or Contexts()
+        self._contexts = contexts or Contexts(SSLTransport)
         self._proxies = proxies
         self._clock = clock
         self._desk = _Desk()
@@ -214,7 +216,7 @@ class Transport:
         return pool
 
     def _new_pool(self, url: Url, context: ssl.SSLContext | None) -> urllib3.HTTPConnectionPool:
-        options: dict[str, Any] = {"desk": self._desk, "dialler": self._dialler}
+        options: dict[str, Any] = {"desk": self._desk, "dialler": self._dialler, "contexts": self._contexts}
         host = f"[{url.host}]" if ":" in url.host else url.host
         if context is None:
             return _PlainPool(host, url.port, maxsize=IDLE_CONNECTIONS, **options)
@@ -249,7 +251,7 @@ def _send(
     pool: urllib3.HTTPConnectionPool, request: Request, exchange: Exchange, proxy: Proxy | None
 ) -> urllib3.BaseHTTPResponse:
     limits, url, headers = exchange.limits, request.url, _headers(request)
-    through = proxy is not None and url.scheme == "http"
+    through = proxy is not None and url.scheme == "http" and not proxy.tunnels_all
     if proxy is not None and through and proxy.authorization:
         headers["Proxy-Authorization"] = proxy.authorization
     try:

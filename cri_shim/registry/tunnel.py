@@ -1,4 +1,7 @@
-"""Through an HTTP proxy: a connection to it, and a tunnel (CONNECT, RFC 9110, 9.3.6) where the peer speaks TLS.
+"""Through a proxy: a connection to it, and a tunnel (CONNECT, RFC 9110, 9.3.6) where the peer speaks TLS.
+
+An https:// proxy is itself spoken to over TLS, whatever goes through it; a SOCKS proxy is asked for a connection in its
+own way, for http too.
 
 The proxy's credentials stand in its own request and nowhere else.
 """
@@ -8,8 +11,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
+from cri_shim.registry import socks
 from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.policy import ANYWHERE
 from cri_shim.registry.proxies import Proxy, refusal_behind
@@ -17,6 +22,7 @@ from cri_shim.registry.proxies import Proxy, refusal_behind
 if TYPE_CHECKING:
     from cri_shim.registry.dial import Dialler
     from cri_shim.registry.policy import Ip
+    from cri_shim.registry.tls import Contexts
     from cri_shim.registry.url import Url
     from cri_shim.registry.wire import Exchange
 
@@ -47,11 +53,12 @@ def judge_behind(url: Url, exchange: Exchange) -> None:
     exchange.peer = ip
 
 
-def connect_through(proxy: Proxy, url: Url, exchange: Exchange, dialler: Dialler) -> socket.socket:
-    """Connect to *proxy*, and for an https *url* through it to the URL's host.
+def connect_through(proxy: Proxy, url: Url, exchange: Exchange, dialler: Dialler, contexts: Contexts) -> socket.socket:
+    """Connect to *proxy*, and for an https *url* (SOCKS: any) through it to the URL's host.
 
     Raises:
         HostFailed: The proxy cannot be reached or does not connect us.
+        ConfigError: The CA of the proxy cannot be read.
         Cancelled: Meanwhile.
     """
     try:
@@ -65,16 +72,39 @@ def connect_through(proxy: Proxy, url: Url, exchange: Exchange, dialler: Dialler
         )
     except HostFailed as failure:
         raise HostFailed(f"the proxy for {url.authority} cannot be used: {failure.sentence}", failure.kind) from None
-    if url.scheme != "https":
-        return made
+    seconds = exchange.limits.connect_seconds
     try:
-        made.settimeout(exchange.limits.connect_seconds)
-        made.sendall(_request(proxy, url))
-        _judge(proxy, url, _answer(made, proxy))
+        made.settimeout(seconds)
+        with exchange.within(seconds):  # each read has a timeout, but there may be many
+            if proxy.scheme == "https":
+                made = _secured(made, proxy, contexts.get(proxy.tls))
+            if proxy.tunnels_all:
+                socks.connect(proxy, url, made)
+            elif url.scheme == "https":
+                made.sendall(_request(proxy, url))
+                _judge(proxy, url, _answer(made, proxy))
+    except (TimeoutError, ConnectionError):
+        made.close()
+        exchange.cancel.check()
+        sentence = f"the proxy {proxy.name} did not connect us to {url.authority} within {seconds:g} s, or broke off"
+        raise HostFailed(sentence, "proxy") from None
     except BaseException:
         made.close()
         raise
     return made
+
+
+def _secured(made: socket.socket, proxy: Proxy, context: ssl.SSLContext) -> ssl.SSLSocket:
+    try:
+        return context.wrap_socket(made, server_hostname=proxy.host)
+    except ssl.SSLCertVerificationError as error:
+        why = error.verify_message or "it is not valid"
+        raise HostFailed(
+            f"the certificate of the proxy {proxy.name} is refused: {why}; see proxy_ca", "proxy"
+        ) from None
+    except ssl.SSLError as error:
+        why = (error.reason or "the connection ended").lower().replace("_", " ")
+        raise HostFailed(f"TLS with the proxy {proxy.name} failed: {why}", "proxy") from None
 
 
 def refused_by(proxy: Proxy, url: Url, status: int) -> HostFailed:
@@ -98,10 +128,11 @@ def _answer(made: socket.socket, proxy: Proxy) -> bytes:
     """Read the head of the answer and not a byte more: what follows is the tunnel's."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
-        seen = made.recv(4096, socket.MSG_PEEK)
+        # One cannot look ahead in TLS; there the end is met byte by byte.
+        seen = made.recv(1) if isinstance(made, ssl.SSLSocket) else made.recv(4096, socket.MSG_PEEK)
         end = (head + seen).find(b"\r\n\r\n", max(0, len(head) - 3))
         wanted = len(seen) if end < 0 else end + 4 - len(head)
-        head += made.recv(wanted)
+        head += seen if isinstance(made, ssl.SSLSocket) else made.recv(wanted)
         if not seen or len(head) > ANSWER_BYTES:
             raise HostFailed(f"the proxy {proxy.name} does not answer as a proxy should", "proxy")
     return head

@@ -56,7 +56,16 @@ def transport_of(config: Config, environ: Mapping[str, str]) -> Transport:
     Raises:
         ConfigError: A proxy that cannot be used.
     """
-    return Transport(proxies=Proxies.read(environ, config.host_proxies))
+    return Transport(proxies=proxies_of(config, environ))
+
+
+def proxies_of(config: Config, environ: Mapping[str, str]) -> Proxies:
+    """Return the proxies of *environ* and *config*.
+
+    Raises:
+        ConfigError: One that cannot be used.
+    """
+    return Proxies.read(environ, config.host_proxies, config.proxy_ca)
 
 
 def terms_of(config: Config) -> Terms:
@@ -85,15 +94,16 @@ def problems_of(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return everything that can be told to be wrong without asking a registry, TLS files and proxies included."""
     contexts = Contexts()
     found = [*_broken_files(config), *_restrictions(config)]
-    for tls in Hosts(":".join(config.certs_dirs)).tls():
+    terms = list(Hosts(":".join(config.certs_dirs)).tls())
+    try:
+        terms += proxies_of(config, environ).tls
+    except ConfigError as error:
+        found.append(str(error))
+    for tls in dict.fromkeys(terms):
         try:
             contexts.get(tls)
         except ConfigError as error:
             found.append(str(error))
-    try:
-        Proxies.read(environ, config.host_proxies)
-    except ConfigError as error:
-        found.append(str(error))
     return tuple(found)
 
 

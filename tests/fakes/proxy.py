@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback: CONNECT and absolute-form, with Basic credentials if wanted.
+"""Proxies on loopback: HTTP (CONNECT and absolute-form, with Basic credentials if wanted), also over TLS, and SOCKS 5.
 
 Names are the proxy's to resolve: `names` says at which port of loopback each "host:port" lies.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
+import ssl
 import threading
 from dataclasses import dataclass, field
 from typing import Self
@@ -25,8 +27,9 @@ class Asked:
 class FakeProxy:
     """See the module. `connect_answer` replaces the answer to a CONNECT."""
 
-    def __init__(self, authorization: str = "", **names: int) -> None:
+    def __init__(self, authorization: str = "", tls: ssl.SSLContext | None = None, **names: int) -> None:
         self.authorization = authorization
+        self.tls = tls
         self.names: dict[str, int] = dict(names)
         self.log: list[Asked] = []
         self.connect_answer: bytes | None = None
@@ -57,7 +60,14 @@ class FakeProxy:
 
     def _serve(self, client: socket.socket) -> None:
         self._open.add(client)
-        with client, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            client = client if self.tls is None else self.tls.wrap_socket(client, server_side=True)
+            self._open.add(client)
+            self._talk(client)
+        client.close()
+
+    def _talk(self, client: socket.socket) -> None:
+        with client:
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 byte = client.recv(1)
@@ -87,7 +97,7 @@ class FakeProxy:
             return
         with socket.create_connection(("127.0.0.1", self.names[target])) as peer:
             client.sendall(b"HTTP/1.1 200 Connection established\r\nVia: fake\r\n\r\n")
-            relay(client, peer, self._open)
+            (relay if self.tls is None else relay_alone)(client, peer, self._open)
 
     def _forward(self, client: socket.socket, method: str, target: str, lines: list[str]) -> None:
         found = re.fullmatch(r"http://([^/]+)(/.*)", target)
@@ -108,6 +118,70 @@ def relay(one: socket.socket, two: socket.socket, opened: set[socket.socket]) ->
     back.start()
     copy(one, two)
     back.join()
+
+
+def relay_alone(one: ssl.SSLSocket, two: socket.socket, opened: set[socket.socket]) -> None:
+    """The same in one thread: a TLS connection is not for two at once."""
+    opened.add(two)
+    while True:
+        ready, _, _ = ([one], [], []) if one.pending() else select.select([one, two], [], [])
+        for source, target in ((one, two), (two, one)):
+            if source in ready:
+                data = source.recv(1 << 16)
+                if not data:
+                    return
+                target.sendall(data)
+
+
+class FakeSocks(FakeProxy):
+    """SOCKS 5. `log` has a line for each connection that was asked for, "CONNECT" and "host:port".
+
+    Attributes:
+        login: The user and password that are wanted, None for nobody's.
+        answer: The code of the answer to a request, where it is not to be 0 (done).
+        greeting: Sent in place of the answer to the first message.
+    """
+
+    def __init__(self, login: tuple[str, str] | None = None, **names: int) -> None:
+        self.login = login
+        self.answer = 0
+        self.greeting: bytes | None = None
+        super().__init__(**names)
+
+    def _talk(self, client: socket.socket) -> None:
+        with client, client.makefile("rb") as stream:
+            methods = stream.read(stream.read(2)[1])
+            if self.greeting is not None:
+                client.sendall(self.greeting)
+                return
+            wanted = 0 if self.login is None else 2
+            client.sendall(bytes([5, wanted if wanted in methods else 0xFF]))
+            if wanted not in methods or (self.login is not None and not self._login(client, stream)):
+                return
+            self._connect(client, stream)
+
+    def _login(self, client: socket.socket, stream) -> bool:
+        user = stream.read(stream.read(2)[1])
+        password = stream.read(stream.read(1)[0])
+        right = (user.decode(), password.decode()) == self.login
+        client.sendall(bytes([1, 0 if right else 1]))
+        return right
+
+    def _connect(self, client: socket.socket, stream) -> None:
+        kind = stream.read(4)[3]
+        if kind == 3:
+            host = stream.read(stream.read(1)[0]).decode()
+        else:
+            host = socket.inet_ntop(
+                *((socket.AF_INET, stream.read(4)) if kind == 1 else (socket.AF_INET6, stream.read(16)))
+            )
+        target = f"{host}:{int.from_bytes(stream.read(2))}"
+        self.log.append(Asked("CONNECT", target))
+        code = self.answer or (0 if target in self.names else 4)
+        client.sendall(bytes([5, code, 0, 1, 0, 0, 0, 0, 0, 0]))
+        if code == 0:
+            with socket.create_connection(("127.0.0.1", self.names[target])) as peer:
+                relay(client, peer, self._open)
 
 
 def copy(source: socket.socket, target: socket.socket) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import socket
+import threading
 
 import pytest
 
 from cri_shim.errors import ConfigError, RegistryUnavailable
+from cri_shim.registry import socks
 from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.policy import ANYWHERE, NAMED, AddressRule
 from cri_shim.registry.proxies import Proxies, Proxy, parse_proxy, refusal_behind
 from cri_shim.registry.tunnel import spelled
 from cri_shim.registry.url import parse_url
+from cri_shim.registry.wire import Limits
 from tests.fakes.certificates import Authority
 from tests.fakes.misbehaviour import redirect
-from tests.fakes.proxy import FakeProxy
+from tests.fakes.proxy import FakeProxy, FakeSocks
 from tests.fakes.registry import Bearer, FakeRegistry
 
 BASIC = "Basic " + base64.b64encode(b"puller:s3cret:x").decode()
@@ -33,6 +37,9 @@ BASIC = "Basic " + base64.b64encode(b"puller:s3cret:x").decode()
         ("http://[fd00::1]:3128", Proxy("fd00::1", 3128)),
         ("http://puller:s3cret%3Ax@p:1", Proxy("p", 1, BASIC)),
         ("puller:s3cret%3Ax@p:1", Proxy("p", 1, BASIC)),
+        ("https://puller:s3cret%3Ax@p", Proxy("p", 443, BASIC, "https")),
+        ("socks5://p", Proxy("p", 1080, "", "socks5")),
+        ("SOCKS5H://puller:s3cret%3Ax@p:1", Proxy("p", 1, "", "socks5", ("puller", "s3cret:x"))),
     ],
 )
 def test_what_a_proxy_may_be(text, proxy):
@@ -41,8 +48,8 @@ def test_what_a_proxy_may_be(text, proxy):
 
 @pytest.mark.parametrize(
     "text",
-    ["socks5://me:hidden@p:1080", "https://me:hidden@p:1", "http://me:hidden@p:0", "http://me:hidden@p:99999",
-     "http://me:hidden@p/path", "http://me:hidden@", "http://me:hidden@p q", "ftp://p"],
+    ["socks4://me:hidden@p:1080", "http://me:hidden@p:0", "http://me:hidden@p:99999", "socks5://me:hidden%C3%A9@p:1",
+     "socks5://me:@p:1", "socks5://me:hidden" + "x" * 250 + "@p:1", "http://me:hidden@p/path", "http://me:hidden@", "http://me:hidden@p q", "ftp://p"],
 )  # fmt: skip
 def test_what_a_proxy_may_not_be(text):
     with pytest.raises(ConfigError) as caught:
@@ -52,7 +59,7 @@ def test_what_a_proxy_may_not_be(text):
 
 
 def test_credentials_are_not_shown():
-    found = Proxies.read({"HTTPS_PROXY": "http://me:hidden@p:1"})
+    found = Proxies.read({"HTTPS_PROXY": "http://me:hidden@p:1", "HTTP_PROXY": "socks5://me:hidden@p:1"})
     assert "hidden" not in f"{found!r} {found}"
     assert base64.b64encode(b"me:hidden").decode() not in f"{found!r}"
 
@@ -100,6 +107,14 @@ def test_no_proxy(words, url, direct, name):
     assert (found.towards(parse_url(url)) is None) is direct
 
 
+def test_without_the_extra_socks_is_told_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(socks, "is_there", lambda: False)
+    with pytest.raises(ConfigError) as caught:
+        Proxies.read({"HTTPS_PROXY": "socks5://me:hidden@p:1"})
+    said = "environment HTTPS_PROXY: a SOCKS proxy needs one more package: pip install 'cri-shim[socks]'"
+    assert str(caught.value) == said
+
+
 def test_by_scheme_and_upper_case_first():
     found = Proxies.read({"HTTP_PROXY": "a:1", "http_proxy": "b:1", "https_proxy": "c:1"})
     assert found.towards(parse_url("http://reg.io/")) == Proxy("a", 1)
@@ -118,7 +133,7 @@ def test_per_host():
 
 
 @pytest.mark.parametrize(
-    "text", ["quay.io", "=http://p:1", "quay.io=", "quay.io=http://me:hidden@p:1", "a=socks5://p:1"]
+    "text", ["quay.io", "=http://p:1", "quay.io=", "quay.io=http://me:hidden@p:1", "a=socks4://p:1"]
 )
 def test_wrong_per_host_entries(text):
     with pytest.raises(ConfigError, match="host_proxies") as caught:
@@ -306,3 +321,128 @@ def test_tokens_are_asked_for_through_the_proxy(desk, proxy, secure, sample, kit
     secure.auth = Bearer(users={"me": "pass-word-1"})
     use(desk, proxy)
     assert desk.manifest(f"{secure.host}/team/app:v1", kit.user()).data == sample.manifest
+
+
+# Over TLS, and by SOCKS
+
+
+@pytest.fixture
+def proxy_over_tls(authority):
+    pair = authority.issue("proxy", "IP:127.0.0.1")
+    with FakeProxy(BASIC, tls=pair.server_context()) as made:
+        yield made
+
+
+def test_a_proxy_that_is_spoken_to_over_tls(desk, proxy_over_tls, secure, registry, authority, sample, kit):
+    proxy = proxy_over_tls
+    proxy.names |= {secure.host: secure.port, "plain.test": registry.port, "plain.test:80": registry.port}
+    secure.add_blob("team/app", kit.BLOB)
+    desk.hosts_toml("plain.test", 'server = "http://plain.test"\n')
+    url = f"https://puller:s3cret%3Ax@{proxy.host}"
+    desk.proxies = Proxies.read({"HTTPS_PROXY": url, "HTTP_PROXY": url}, ca=str(authority.cert))
+    assert desk.manifest(f"{secure.host}/team/app:v1").data == sample.manifest
+    assert bytes(desk.download(f"{secure.host}/team/app:v1")[1].data) == kit.BLOB  # TLS in TLS, on the same connection
+    assert [(one.method, one.target) for one in proxy.log] == [("CONNECT", secure.host)]
+    assert desk.manifest("plain.test/team/app:v1").data == sample.manifest
+    assert proxy.log[-1].target == "http://plain.test/v2/team/app/manifests/v1"
+    seen = [*secure.log, *registry.log]
+    assert not any("proxy-authorization" in one.headers for one in seen)
+
+
+def test_a_proxy_over_tls_that_nobody_vouches_for(desk, proxy_over_tls, secure):
+    desk.proxies = Proxies.read({"HTTPS_PROXY": f"https://{proxy_over_tls.host}"})
+    with pytest.raises(RegistryUnavailable, match=f"the certificate of the proxy {proxy_over_tls.host} is refused"):
+        desk.manifest(f"{secure.host}/team/app:v1")
+    assert proxy_over_tls.log == []
+
+
+def test_a_proxy_that_speaks_no_tls(desk, secure):
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        host = f"127.0.0.1:{plain.getsockname()[1]}"
+
+        def answer() -> None:
+            peer, _ = plain.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, name="fake-registry", daemon=True).start()
+        desk.proxies = Proxies.read({"HTTPS_PROXY": f"https://{host}"})
+        with pytest.raises(RegistryUnavailable, match=f"TLS with the proxy {host} failed"):
+            desk.manifest(f"{secure.host}/team/app:v1")
+
+
+@pytest.fixture
+def speaker():
+    with FakeSocks() as made:
+        yield made
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+@pytest.mark.parametrize("login", [None, ("puller", "s3cret:x")])
+def test_socks_resolves_names_and_carries_both_schemes(desk, speaker, secure, registry, sample, kit, scheme, login):
+    speaker.login = login
+    speaker.names |= {secure.host: secure.port, "plain.test:80": registry.port}
+    desk.hosts_toml("plain.test", 'server = "http://plain.test"\n')
+    url = f"{scheme}://{'puller:s3cret%3Ax@' if login else ''}{speaker.host}"
+    desk.proxies = Proxies.read({"HTTPS_PROXY": url, "HTTP_PROXY": url})
+    assert desk.manifest(f"{secure.host}/team/app:v1").data == sample.manifest
+    assert desk.manifest("plain.test/team/app:v1").data == sample.manifest
+    assert bytes(desk.download("plain.test/team/app:v1")[1].data) == kit.BLOB
+    assert [one.target for one in speaker.log] == [secure.host, "plain.test:80"]
+    assert desk.names.asked == []
+    assert {one.path.partition("/v2")[0] for one in registry.log} == {""}  # not the absolute form
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown", "said"),
+    [
+        (("puller", "other"), "puller:s3cret@", "does not take our credentials"),
+        (("puller", "other"), "", "wants credentials, and we have none"),
+    ],
+)
+def test_socks_that_wants_other_credentials(desk, speaker, secure, wanted, shown, said):
+    speaker.login = wanted
+    desk.proxies = Proxies.read({"HTTPS_PROXY": f"socks5://{shown}{speaker.host}"})
+    with pytest.raises(RegistryUnavailable, match=f"the proxy {speaker.host} {said}") as caught:
+        desk.manifest(f"{secure.host}/team/app:v1")
+    assert "s3cret" not in str(caught.value)
+    assert speaker.log == []
+
+
+@pytest.mark.parametrize(("code", "said"), [(2, "not allowed"), (4, "host unreachable"), (5, "refused"), (99, "0x63")])
+def test_socks_that_does_not_connect(desk, speaker, secure, code, said):
+    speaker.answer = code
+    desk.proxies = Proxies.read({"HTTPS_PROXY": f"socks5://{speaker.host}"})
+    with pytest.raises(RegistryUnavailable, match=f"did not connect us to {secure.host} .*{said}"):
+        desk.manifest(f"{secure.host}/team/app:v1")
+    assert len(speaker.log) == 1
+    assert secure.count() == 0
+
+
+@pytest.mark.parametrize("greeting", [b"", b"\x05", b"\x04\x00", b"HTTP/1.1 400 Bad\r\n\r\n"])
+def test_what_is_no_socks(desk, speaker, secure, greeting):
+    speaker.greeting = greeting
+    desk.proxies = Proxies.read({"HTTPS_PROXY": f"socks5://{speaker.host}"})
+    with pytest.raises(RegistryUnavailable, match=f"the proxy {speaker.host} did not connect us"):
+        desk.manifest(f"{secure.host}/team/app:v1")
+    assert secure.count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "https"])
+def test_a_proxy_that_says_nothing(desk, secure, scheme):
+    desk.limits = Limits(connect_seconds=0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        desk.proxies = Proxies.read({"HTTPS_PROXY": f"{scheme}://{host}"})
+        with pytest.raises(RegistryUnavailable, match="proxy"):
+            desk.manifest(f"{secure.host}/team/app:v1")
+
+
+def test_socks_is_not_asked_for_forbidden_places(desk, speaker, secure):
+    speaker.names[secure.host] = secure.port
+    desk.proxies = Proxies.read({"HTTPS_PROXY": f"socks5://{speaker.host}"})
+    secure.on("GET", "/blobs/", redirect("https://169.254.169.254/x"))
+    with pytest.raises(HostFailed, match="through a proxy neither"):
+        desk.download(f"{secure.host}/team/app:v1")
+    assert [one.target for one in speaker.log] == [secure.host]
