@@ -15,21 +15,23 @@ import contextlib
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.errors import HandOffFailed, ShimError, StoreDamaged
 from cri_shim.handoff.lockfile import LockedFile
+from cri_shim.handoff.mounts import mounted
 from cri_shim.handoff.plan import plan_of, put_files, take_files
 from cri_shim.handoff.records import Records, decode, encode_images, encode_layers, union
 from cri_shim.handoff.references import References, read_references
 from cri_shim.store.durable import from_os_error
 from cri_shim.store.store import run_job, undisturbed
 from rootfs.errors import RootfsError
+from rootfs.overlay import link_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
     from concurrent.futures import Executor
-    from pathlib import Path
 
     from cri_shim.store.image import Image
     from cri_shim.store.store import Store
@@ -188,10 +190,22 @@ class ContainersStorage:
 
     async def _references(self) -> References | None:
         try:
-            return await self._in_thread(lambda: read_references(self._settings.graph_roots))
+            return await self._in_thread(self._read_references)
         except (ShimError, ValueError) as error:
-            _log.error("the records of a runtime cannot be read, so everything counts as in use: %s", error)
+            _log.error("what runtimes use cannot be read, so everything counts as in use: %s", error)
             return None
+
+    def _read_references(self) -> References:
+        """Return what runtimes name in their records, and what is mounted by whom we do not know."""
+        records = self._records
+        named = read_references(self._settings.graph_roots)
+        short, long = mounted(Path("/proc"))
+        below = {
+            layer
+            for layer, source in records.sources.items()
+            if link_name(layer).encode("ascii") in short or source in long
+        }
+        return References(named.layers | below, named.images)
 
     async def _sweep_often(self) -> None:
         while True:
