@@ -134,6 +134,8 @@ def parse_header(data: bytes, at: int) -> Entry:
         seconds = _remembered(mtime)
         entry.major, entry.minor = (_remembered(major), _remembered(minor)) if typed else (0, 0)
     entry.size_bytes = entry.stored_bytes = number(size)
+    if entry.size_bytes < 0 and kind not in HEADER_ONLY:  # also where a PAX header says another
+        raise LayerRejected("not a tar header: a size is negative")
     entry.mtime_ns = entry.atime_ns = bounded_ns(seconds * _SECOND)
     entry.xattrs = ()
     entry.sparse = None

@@ -6,9 +6,10 @@ mode, times last; a directory belongs to the unpacker, with mode 0700, until the
 DAC_OVERRIDE is needed nor a time is lost. Nothing recurses.
 
 Whiteouts act on lower layers only, wherever they stand in the tar: a name that this layer has stays, and a directory
-that it has as well becomes opaque (`rootfs.settle`). Names and forms, case by case, follow containerd but where it
-fails on what the specification allows. The entry of the root itself is applied, as umoci and moby do; containerd
-ignores it.
+that it has as well becomes opaque (`rootfs.settle`); a device 0:0 is a whiteout, as overlayfs has it. Names and forms,
+case by case, follow containerd but where it fails on what the specification allows. The entry of the root itself says
+nothing, as in containerd, containers-storage and moby: an image whose layer was made in a private directory (`tar -C
+"$(mktemp -d)" .`) would else shut everybody out of `/`.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Tree:
         self._hidden: dict[bytes, tuple[int, int]] = {}  # has a whiteout and something else: owner of the whiteout
         self._remembered_bytes = 0
         self._born: tuple[int, int] | None = None  # owner and group of what is made here
+        self._has_root = False  # it has an entry of its own
         self._mode_is_kept = not has_default_acl(root)  # a new file has the mode that it was made with
         self._writers = {
             DIRECTORY_KIND: self._directory,
@@ -221,7 +223,9 @@ class Tree:
     def _put_root(self, entry: Entry) -> None:
         if entry.kind != DIRECTORY_KIND:
             raise LayerRejected("the root of the layer must stay a directory")
-        self._remember(b"", entry, self._root)
+        for name, _ in entry.xattrs:
+            self._skip(namespace_of(name))
+        self.again, self._has_root = self._has_root, True
 
     def _directory(self, entry: Entry, _path: bytes, directory: int, above: bytes, base: bytes) -> None:
         here = _below(above, base)

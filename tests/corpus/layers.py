@@ -57,6 +57,9 @@ def names(V: str) -> dict[str, Case]:
         "A02": done({**below(V + "/pwn", a_file()), **below("abs/ok", a_file())}, layer(F(V + "/pwn"), F("/abs/ok"))),
         "A12": Case((layer(S(".", V)), layer(F("pwn"))), rejected().code, "must stay a directory"),
         "A12b": Case((layer(S("/", V)), layer(F("pwn"))), rejected().code, "must stay a directory"),
+        "A12c a directory": done(
+            {"": a_dir(0o755, uid=0, gid=0), "x": a_file()}, layer(D("./", mode=0o700, uid=7), F("x"))
+        ),
         "A12c dot": rejected(F("."), says="must stay a directory"),
         "A12c empty": rejected(F(""), says="must stay a directory"),
         "A19 path": rejected(F("p", pax={"path": b"evil\0/../x"}), says="NUL"),

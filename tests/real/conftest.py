@@ -22,7 +22,9 @@ from tests.real.shim import Shim
 HERE = Path(__file__).parent
 NEED_NOTHING = ("test_trees.py", "test_report.py")
 
-os.environ["PATH"] = os.pathsep.join([str(cache_dir() / "bin"), os.environ["PATH"], "/usr/sbin", "/sbin"])
+os.environ["PATH"] = os.pathsep.join(
+    [str(cache_dir() / "bin"), os.environ["PATH"], "/usr/sbin", "/sbin", "/usr/local/go/bin"]
+)
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -118,12 +118,19 @@ def one() -> tuple[LayerTar, ...]:
     return (base_layer(),)
 
 
+def private_roots() -> tuple[LayerTar, ...]:
+    """Layers made in directories that only their makers may enter."""
+    below = LayerTar().directory("./", 0o700, 5, 6, user__made=b"here").directory("etc").file("etc/x", b"x")
+    return (below, LayerTar().directory("./", 0o711, 7, 8).file("y", b"y"))
+
+
 STACKS = {
     "many": many,
     "ghost-below": ghost_below,
     "change-below": change_below,
     "through-link": through_link,
     "one": one,
+    "private-roots": private_roots,
 }
 
 

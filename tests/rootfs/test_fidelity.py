@@ -63,11 +63,13 @@ def tree(tmp_path) -> Path:
 
 
 def seen(top: Path, drop: str) -> dict[bytes, tuple[object, ...]]:
+    """Everything beneath *top*: its own entry says nothing."""
     start = len(os.fsencode(top))
     found = {}
     for path, (mode, uid, gid, links, mtime_ns, content, xattrs) in snapshot(top).items():
         time = mtime_ns // 10**9 if drop else mtime_ns
-        found[path[start:]] = (mode, uid, gid, links, time, content, () if drop else xattrs)
+        if len(path) > start:
+            found[path[start:]] = (mode, uid, gid, links, time, content, () if drop else xattrs)
     return found
 
 

@@ -222,6 +222,8 @@ BAD = {
     "a PAX header that is cut off": header("x", b"x", 1 << 19) + b"1" * 512,
     "PAX digits": pax(b"1" * 200_000) + header("a"),
     "a long name that is cut off": header("x", b"L", 1000, magic=GNU) + b"x" * 512,
+    "a negative size under a PAX size": tar(pax({"size": "1"}), header("a", size=b"\xff" * 12), padded(b"x")),
+    "a negative size of an old directory": tar(header("d/", b"\0", size=b"\xff" * 12, magic=V7)),
     "a negative long name": header("x", b"L", b"\xff" * 12, magic=GNU),
     "old GNU sparse": header("a", b"S", magic=GNU),
     **{
