@@ -45,10 +45,11 @@ class Containerd:
     def close(self) -> None:
         stop(self.process)
 
-    def trust(self, host: str) -> None:
+    def trust(self, host: str, url: str = "") -> None:
         hosts = self.certs / host
         hosts.mkdir(exist_ok=True)
-        (hosts / "hosts.toml").write_text(f'server = "http://{host}"\n[host."http://{host}"]\n')
+        url = url or f"http://{host}"
+        (hosts / "hosts.toml").write_text(f'server = "{url}"\n[host."{url}"]\n')
 
     def pull(self, name: str) -> str:
         return crictl(self.socket, "pull", name).stdout.removeprefix("Image is up to date for ").strip()

@@ -1,7 +1,7 @@
 """The image specs of critest, offline: 16 of 16, in any order, with images as OCI and as docker schema 2.
 
-The names in critest are those of real hosts; hosts.toml leads them to a loopback registry. One spec has the digest of
-the original image built in: the 64 digits are replaced in a copy of the binary by those of ours.
+One spec has the digest of the original image built in: the 64 digits are replaced in a copy of the binary by those of
+ours.
 """
 
 from __future__ import annotations
@@ -12,49 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.real.critest import BENCHMARKED, LIFECYCLE, LISTING, MIRRORED, PLAIN, benchmark, fill
 from tests.real.programs import run
 from tests.real.registry import DockerRegistry
-from tests.real.samples import architecture, finish_layout, write_image, write_index
 from tests.real.shim import Shim
-from tests.real.tars import LayerTar
 
 pytestmark = pytest.mark.needs("root", "docker-registry", "skopeo", "critest", "crictl")
 
 FOCUS = "Image Manager|Image Consistency|Idempotence RemoveImage|Runtime info"
 SPECS = 16
-MIRRORED = ("gcr.io", "registry.k8s.io", "k8s.gcr.io")
 BUILT_IN = b"9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
-TOOLS = "k8s-staging-cri-tools"
-# Path in the registry, tags that stand for one image, its User. By-digest images are no index: one repo digest each.
-IMAGES = (
-    (f"{TOOLS}/test-image-1", ("latest",), ""),
-    (f"{TOOLS}/test-image-2", ("latest",), ""),
-    (f"{TOOLS}/test-image-3", ("latest",), ""),
-    (f"{TOOLS}/test-image-latest", ("latest",), ""),
-    (f"{TOOLS}/test-image-digest", ("latest",), ""),
-    (f"{TOOLS}/test-image-tag", ("test",), ""),
-    (f"{TOOLS}/test-image-tag", ("all",), ""),
-    (f"{TOOLS}/test-image-tags", ("1", "2", "3"), ""),
-    (f"{TOOLS}/test-image-user-uid", ("latest",), "1002"),
-    (f"{TOOLS}/test-image-user-username", ("latest",), "www-data"),
-    (f"{TOOLS}/test-image-user-uid-group", ("latest",), "1003:1004"),
-    (f"{TOOLS}/test-image-user-username-group", ("latest",), "www-data:1004"),
-    ("pause", ("3.9",), "65535:65535"),
-)
-PLAIN = f"{TOOLS}/test-image-digest"
-
-
-def build(base: Path, number: int, path: str, user: str) -> Path:
-    """Make one image: a shared base, a marker layer of its own, for two platforms; return its layout."""
-    layout = base / f"layout-{number}"
-    blobs = layout / "blobs/sha256"
-    blobs.mkdir(parents=True)
-    below = LayerTar().directory("etc").file("etc/passwd", b"www-data:x:33:33::/:/bin/sh\n").write(base / "below.tar")
-    marker = LayerTar().file("marker", f"{number} {path}".encode()).write(base / "marker.tar")
-    config = {"User": user, "Cmd": ["/bin/sh"]} if user else {"Cmd": ["/bin/sh"]}
-    manifests = [write_image(blobs, arch, [below, marker], config) for arch in (architecture(), "riscv64")]
-    finish_layout(layout, "image", manifests[0] if path == PLAIN else write_index(blobs, manifests))
-    return layout
+WORKERS = 4
 
 
 @pytest.fixture(scope="module", params=["oci", "v2s2"])
@@ -62,11 +30,7 @@ def mirror(work, request):
     """A registry with all images in one format, and critest with the digest of ours."""
     base = work / f"critest-{request.param}"
     registry = DockerRegistry(base / "reg")
-    digests = {}
-    for number, (path, tags, user) in enumerate(IMAGES):
-        layout = build(base, number, path, user)
-        for tag in tags:
-            digests[path] = registry.push(layout, "image", f"{path}:{tag}", "--format", request.param)
+    digests = fill(registry, base, request.param)
     yield registry, with_digest(base / "critest", digests[PLAIN])
     registry.close()
 
@@ -79,13 +43,17 @@ def with_digest(target: Path, digest: str) -> Path:
     return target
 
 
+def mirrored(place: Path, registry: DockerRegistry) -> Shim:
+    shim = Shim(place / "n")
+    for host in MIRRORED:
+        shim.trust(host, f"http://{registry.host}")
+    return shim.start()
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_image_specs(mirror, place, seed):
     registry, critest = mirror
-    shim = Shim(place / "n", runtime="containerd")
-    for host in MIRRORED:
-        shim.trust(host, f"http://{registry.host}")
-    shim.start()
+    shim = mirrored(place, registry)
     try:
         endpoint, report = f"unix://{shim.socket}", place / "critest.xml"
         done = run(
@@ -115,3 +83,23 @@ def passed(report: Path) -> list[str]:
     return [
         case.get("name") for case in cases if case.get("status") == "passed" and case.get("name").startswith("[It]")
     ]
+
+
+@pytest.mark.parametrize("workers", [1, WORKERS])
+def test_image_benchmarks(mirror, place, workers):
+    """With several workers pull, status and removal of one name race: a call that fails would be a panic of critest."""
+    registry, _ = mirror
+    shim = mirrored(place, registry)
+    try:
+        lifecycle = benchmark(shim.socket, place / "lifecycle", LIFECYCLE, 20, workers)
+        assert {name: len(found) for name, found in lifecycle.items()} == {
+            "PullImage": 20,
+            "StatusImage": 20,
+            "RemoveImage": 20,
+        }
+        assert shim.crictl("images", "-q").stdout == ""
+        shim.pull(BENCHMARKED)
+        listing = benchmark(shim.socket, place / "listing", LISTING, 100, workers)
+        assert {name: len(found) for name, found in listing.items()} == {"ListImages": 100}
+    finally:
+        shim.stop()
