@@ -178,7 +178,7 @@ def logging_to(stream: TextIO, level: str, form: str, *, priorities: bool = Fals
     *level* is for our own loggers. Libraries may warn; urllib3 may not, because it would show whole URLs.
     """
     handler = LineHandler(FORMS[form], stream, priorities=priorities)
-    levels = {"": "WARNING", "cri_shim": level.upper(), "rootfs": level.upper(), "urllib3": "CRITICAL"}
+    levels = {"": "WARNING", **_ours(level), "urllib3": "CRITICAL"}
     before = {name: logging.getLogger(name).level for name in levels}
     logging.getLogger().addHandler(handler)
     _set_levels(levels)
@@ -188,6 +188,15 @@ def logging_to(stream: TextIO, level: str, form: str, *, priorities: bool = Fals
         logging.getLogger().removeHandler(handler)
         _set_levels(before)
         handler.close()
+
+
+def set_level(level: str) -> None:
+    """Log from *level* on from now; *level* is for our own loggers."""
+    _set_levels(_ours(level))
+
+
+def _ours(level: str) -> dict[str, int | str]:
+    return dict.fromkeys(("cri_shim", "rootfs"), level.upper())
 
 
 def _set_levels(levels: Mapping[str, int | str]) -> None:

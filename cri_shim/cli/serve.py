@@ -13,6 +13,7 @@ from cri_shim.log import goes_to_journal, logging_to
 from cri_shim.server import serve
 from cri_shim.server.build import running_images
 from cri_shim.server.notify import Notifier
+from cri_shim.server.reload import Reload
 from rootfs.errors import RootfsError
 from rootfs.failpoints import arm
 
@@ -38,7 +39,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             log.warning(note)
         try:
             arm(environ.get(FAILPOINTS, ""))
-            serve.run(config, Notifier.from_environment(environ), partial(running_images, environ=environ))
+            reload = Reload(lambda: load_settings(options, environ).config, config)
+            opened = partial(running_images, environ=environ, reload=reload)
+            serve.run(config, Notifier.from_environment(environ), opened, reload)
         except (ShimError, RootfsError, OSError) as error:
             log.error(f"cri-shim cannot serve: {error}")
             return 1

@@ -246,7 +246,7 @@ class Config:
     registries_conf: StopIgnoreOrRead = _key(
         "stop",
         "The same for registries.conf and its drop-ins, when they block a registry or read it from elsewhere; or\n"
-        "read, to follow them: short names, mirrors, locations, blocked registries. See docs/registries.md.",
+        "read, to follow them: short names, mirrors, locations, blocked registries. Read at start and on SIGHUP.",
     )
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 

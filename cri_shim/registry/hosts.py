@@ -32,14 +32,14 @@ from cri_shim.registry.transport import Request
 from cri_shim.registry.url import PORTS, Url, parse_url
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.reply import Headers
 
 DEFAULT_PATH = "/etc/containerd/certs.d:/etc/docker/certs.d"
 HUB_HOST = "registry-1.docker.io"
-FILES = 256  # parsed files that are kept
+FILES = 4096  # parsed files that are kept
 _log = logging.getLogger(__name__)
 
 
@@ -160,10 +160,13 @@ class Hosts:
             return hosts
         return tuple(_told(host, source, reference) for host in hosts)
 
-    def check(self) -> tuple[str, ...]:
-        """Read every hosts.toml and return what is wrong, a sentence each."""
+    def check(self, roots: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Read every hosts.toml (below *roots*, or those in force), and return what is wrong, a sentence each.
+
+        What is right is kept, to stay in force when it breaks.
+        """
         problems = []
-        for path in self._all_files():
+        for path in self._all_files(self._rules.roots if roots is None else roots):
             try:
                 self._read(path)
             except ConfigError as error:
@@ -173,16 +176,17 @@ class Hosts:
     def tls(self) -> tuple[Tls, ...]:
         """Return the TLS terms that stand in the files, each once; broken files are passed over."""
         found: dict[Tls, None] = {}
-        for path in self._all_files():
+        for path in self._all_files(self._rules.roots):
             try:
                 found.update((table.tls, None) for table in self._read(path))
             except ConfigError:
                 continue
         return tuple(found)
 
-    def _all_files(self) -> list[str]:
+    @staticmethod
+    def _all_files(roots: Sequence[str]) -> list[str]:
         found = []
-        for root in self._rules.roots:
+        for root in roots:
             try:
                 names = sorted(os.listdir(root))
             except OSError:

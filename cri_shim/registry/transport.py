@@ -170,6 +170,10 @@ class Transport:
             self._drop_pool(request)
             return self._once(request, cancel)
 
+    def follow(self, proxies: Proxies) -> None:
+        """Go through *proxies* from the next request on."""
+        self._proxies = proxies
+
     def proxy_towards(self, url: Url) -> str:
         """Return the name of the proxy that *url* is asked through, or ""."""
         proxy = self._proxies.towards(url)
@@ -188,7 +192,7 @@ class Transport:
         proxy = self._proxies.towards(request.url)
         if proxy is not None:
             judge_behind(request.url, exchange)
-        pool = self._pool(request)
+        pool = self._pool(request, proxy)
         self._desk.exchange, self._desk.url, self._desk.proxy = exchange, request.url, proxy
         try:
             with translated(request.url.authority, exchange, exchange.finish):
@@ -202,9 +206,9 @@ class Transport:
             raise refused_by(proxy, request.url, 407)
         return reply
 
-    def _pool(self, request: Request) -> urllib3.HTTPConnectionPool:
+    def _pool(self, request: Request, proxy: Proxy | None) -> urllib3.HTTPConnectionPool:
         context = self._contexts.get(request.tls) if request.url.scheme == "https" else None
-        key = (request.url.origin, request.rule, context, self._proxies.towards(request.url))
+        key = (request.url.origin, request.rule, context, proxy)
         with self._lock:
             pool = self._pools.get(key)
             if pool is None:
@@ -223,7 +227,7 @@ class Transport:
         return _SecurePool(host, url.port, maxsize=IDLE_CONNECTIONS, ssl_context=context, **options)
 
     def _drop_pool(self, request: Request) -> None:
-        pool = self._pool(request)
+        pool = self._pool(request, self._proxies.towards(request.url))
         with self._lock:
             for key in [key for key, one in self._pools.items() if one is pool]:
                 del self._pools[key]

@@ -27,7 +27,7 @@ from cri_shim.images.pull import Puller, Settings
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
 from cri_shim.server.give import handoffs_of, runtime_root_of
-from cri_shim.server.reach import hosts_of, must_be_right, terms_of, transport_of
+from cri_shim.server.reach import Reach, hosts_of, must_be_right, terms_of, transport_of
 from cri_shim.store import store
 from cri_shim.store.layout import Layout
 from cri_shim.store.partials import Keeping
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from cri_shim.config.schema import Config
-    from cri_shim.registry.hosts import Hosts
-    from cri_shim.registry.transport import Transport
+    from cri_shim.server.reload import Reload
 
 _QUESTIONS_AT_ONCE = 16
 _DISK_THREADS = 4
@@ -49,17 +48,21 @@ NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
 @asynccontextmanager
-async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRONMENT) -> AsyncIterator[Images]:
+async def running_images(
+    config: Config, environ: Mapping[str, str] = NO_ENVIRONMENT, reload: Reload | None = None
+) -> AsyncIterator[Images]:
     """Open the root of *config*, start the helper, and yield the image service on top of them.
 
-    Of *environ* the proxies are read.
+    Of *environ* the proxies are read. What can change while it runs is left with *reload*.
 
     Raises:
         ConfigError, StoreDamaged, HelperFailed: why the node cannot be served.
     """
     must_be_right(config)
-    hosts = hosts_of(config)
-    transport = transport_of(config, environ)
+    sources = _sources(config)
+    reach = _reach(config, environ, sources)
+    if reload is not None:
+        reload.parts.append(reach.prepare)
     layout = Layout(Path(config.root))
     layout.prepare()
     helper = Helper.start(layout.root, options=_options(config))
@@ -69,7 +72,7 @@ async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRON
         opened.in_use = publishing.in_use
         try:
             await publishing.start()
-            images = _images(config, opened, transport, hosts, publishing)
+            images = _images(config, opened, reach, sources, publishing)
             try:
                 yield images
             finally:
@@ -77,13 +80,13 @@ async def running_images(config: Config, environ: Mapping[str, str] = NO_ENVIRON
         finally:
             await publishing.stop()
             await opened.close()
-            transport.close()
+            reach.transport.close()
     finally:
         helper.close()
 
 
-def _images(config: Config, opened: Store, transport: Transport, hosts: Hosts, publishing: Publishing) -> Images:
-    sources = _sources(config)
+def _reach(config: Config, environ: Mapping[str, str], sources: Sources) -> Reach:
+    hosts, transport = hosts_of(config), transport_of(config, environ)
     client = Client(
         transport,
         hosts,
@@ -91,11 +94,15 @@ def _images(config: Config, opened: Store, transport: Transport, hosts: Hosts, p
         headers_for=sources.http_headers,
         terms=terms_of(config),
     )
+    return Reach(hosts, transport, client, environ)
+
+
+def _images(config: Config, opened: Store, reach: Reach, sources: Sources, publishing: Publishing) -> Images:
     threads = network.Threads(
         questions=DaemonExecutor("registry", _QUESTIONS_AT_ONCE),
         downloads=DaemonExecutor("download", config.max_downloads),
     )
-    reached = Network(client, threads, config.max_downloads)
+    reached = Network(reach.client, threads, config.max_downloads)
     layers = Layers(opened, reached, Unpacking(_limits(config), config.sync, config.max_unpacks))
     settings = Settings(
         platform=this_platform(),
@@ -106,7 +113,7 @@ def _images(config: Config, opened: Store, transport: Transport, hosts: Hosts, p
         downloads_per_image=config.max_downloads_per_image,
         most_layers=config.limits.layers,
         stale_seconds=config.stale_if_unreachable_seconds,
-        references=hosts.references,
+        references=reach.hosts.references,
         grace_seconds=config.pull_grace_seconds,
     )
     view = View(
@@ -114,12 +121,12 @@ def _images(config: Config, opened: Store, transport: Transport, hosts: Hosts, p
         authorise=sources.credentials,
         most_layers=settings.most_layers,
         threads=DaemonExecutor("explain", _EXPLAINED_AT_ONCE),
-        references=hosts.references,
-        meaning=hosts.meaning,
+        references=reach.hosts.references,
+        meaning=reach.hosts.meaning,
     )
     puller = Puller(opened, reached, layers, Forms(opened, config.sync), publishing.publish, settings)
-    explainer = Explainer(opened.catalog, client, view)
-    return Images(opened, puller, layers, explainer, publishing, hosts.references)
+    explainer = Explainer(opened.catalog, reach.client, view)
+    return Images(opened, puller, layers, explainer, publishing, reach.hosts.references)
 
 
 def _store_threads(config: Config) -> store.Threads:

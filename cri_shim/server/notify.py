@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class Notifier:
     def status(self, sentence: str) -> None:
         """Tell people, in `systemctl status`, how it goes."""
         self._send(f"STATUS={sentence}")
+
+    def reloading(self) -> None:
+        """Tell that the configuration is being read again; `ready` ends it."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """Tell that the end has begun."""

@@ -5,10 +5,11 @@ What can be told before a registry is asked is told here, at start and by `cri-s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError
-from cri_shim.registry.client import Terms
+from cri_shim.registry.client import Client, Terms
 from cri_shim.registry.hosts import Hosts, Rules
 from cri_shim.registry.nodefiles import policy_restrictions, registries_restrictions
 from cri_shim.registry.proxies import Proxies
@@ -18,7 +19,7 @@ from cri_shim.registry.tls import Contexts
 from cri_shim.registry.transport import Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cri_shim.config.schema import Config
 
@@ -78,8 +79,35 @@ def terms_of(config: Config) -> Terms:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What of the daemon reaches registries, for a reload to change."""
+
+    hosts: Hosts
+    transport: Transport
+    client: Client
+    environ: Mapping[str, str]
+
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Read what *config* names, and return what puts it in force.
+
+        Raises:
+            ConfigError: As at start.
+        """
+        must_be_right(config)
+        rules, proxies, terms = rules_of(config), proxies_of(config, self.environ), terms_of(config)
+        self.hosts.check(rules.roots)
+
+        def put_in_force() -> None:
+            self.hosts.follow(rules)
+            self.transport.follow(proxies)
+            self.client.follow(terms)
+
+        return put_in_force
+
+
 def must_be_right(config: Config) -> None:
-    """Refuse to start with a file that is broken, or beside a rule of containers' that we would not follow.
+    """Refuse to start, or to reload, with a broken file, or beside a rule of containers' that would not be followed.
 
     Raises:
         ConfigError: The first thing that is wrong, with its file and line, and how many more there are.

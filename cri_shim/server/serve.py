@@ -2,6 +2,7 @@
 
 Whatever keeps it from starting is raised as one error with one sentence, before the socket exists, so that a client
 never reaches a server that cannot serve. The first SIGTERM or SIGINT drains, a second one hurries.
+SIGHUP reloads (see `reload`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cri_shim.server.harden import harden
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
+from cri_shim.server.reload import Reload
 from cri_shim.server.rpc import Gate
 from cri_shim.server.service import ImageService, Node, RuntimeService
 from cri_shim.version import VERSION
@@ -37,7 +39,7 @@ except ImportError:  # no wheel for this Python or machine: asyncio's own loop s
     from asyncio import new_event_loop  # type: ignore[assignment]  # the other is a loop too
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
     from cri_shim.config.schema import Config
@@ -75,8 +77,8 @@ OPTIONS: Final = (
 )
 
 
-def run(config: Config, notifier: Notifier, open_images: OpenImages) -> None:
-    """Serve what *open_images* opens (see `build.running_images`) until a signal.
+def run(config: Config, notifier: Notifier, open_images: OpenImages, reload: Reload | None = None) -> None:
+    """Serve what *open_images* opens (see `build.running_images`) until a signal; SIGHUP is for *reload*.
 
     Raises:
         ShimError, RootfsError, OSError: why the daemon could not start.
@@ -88,7 +90,7 @@ def run(config: Config, notifier: Notifier, open_images: OpenImages) -> None:
             _make_directory(Path(path), mode, what)
             held.enter_context(locked(Path(path), what))
         runner = held.enter_context(asyncio.Runner(loop_factory=new_event_loop))
-        runner.run(_serve(config, notifier, open_images, begun))
+        runner.run(_serve(config, notifier, open_images, reload or Reload(lambda: config, config), begun))
 
 
 def _make_directory(path: Path, mode: int, what: str) -> None:
@@ -102,8 +104,8 @@ def _make_directory(path: Path, mode: int, what: str) -> None:
         ) from error
 
 
-async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, begun: float) -> None:
-    stop, hurry = _signals()
+async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, reload: Reload, begun: float) -> None:
+    stop, hurry, again = _signals()
     gate = Gate()
     listen = path_of(config.listen)
     make_free(listen)
@@ -114,6 +116,7 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, be
             admin_socket(Path(config.state) / "admin.sock", pages, questions),
             _listening(config, listen, images, gate),
             _telling(notifier, images),
+            _while(reload.forever(again, notifier)),
         ):
             gc.freeze()  # what was loaded stays; to look through 5 000 images for garbage holds up calls for 90 ms
             particulars = fields(listen=listen, root=config.root, runtime=config.runtime, version=VERSION)
@@ -125,15 +128,26 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, be
     log.info("stopped")
 
 
-def _signals() -> tuple[asyncio.Event, asyncio.Event]:
-    stop, hurry = asyncio.Event(), asyncio.Event()
+def _signals() -> tuple[asyncio.Event, asyncio.Event, asyncio.Event]:
+    stop, hurry, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def heard() -> None:
         (hurry if stop.is_set() else stop).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, heard)
-    return stop, hurry
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, again.set)
+    return stop, hurry, again
+
+
+@asynccontextmanager
+async def _while(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Have *work* done beside what is inside."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 
 import pytest
@@ -37,3 +38,9 @@ def test_without_a_manager_nothing_happens(caplog):
 def test_a_manager_that_is_gone_is_no_failure(tmp_path, caplog):
     Notifier(os.fspath(tmp_path / "none")).ready()
     assert "does not hear READY" in caplog.text
+
+
+def test_a_reload_has_its_time(manager):
+    address, listening = manager
+    Notifier(address).reloading()
+    assert re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=[0-9]+", listening.recv(100))
