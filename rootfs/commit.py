@@ -190,18 +190,23 @@ def trash(layout: Layout, names: tuple[str, ...]) -> None:
 
 
 def recover(layout: Layout) -> tuple[Found, ...]:
-    """Put everything under staging into the trash, mend the short names, and say which layers stand there.
-
-    Entries of a chain that are no layers are their publisher's, and are left alone.
-    """
+    """Put everything under staging into the trash, mend the short names, and say which layers stand there."""
     for name in os.listdir(layout.staging):
         move_to_trash(layout, layout.staging, name)
-    names = [name for name in sorted(os.listdir(layout.overlay)) if name != "l" and not is_entry(layout, name)]
-    found = tuple(_found(layout, name) for name in names)
+    found = found_in(layout)
     whole = [layer.name for layer in found if layer.seal is not None]
     _mend_links(layout, whole)
     failpoint("recover.mended")
     return found
+
+
+def found_in(layout: Layout) -> tuple[Found, ...]:
+    """Say which layers stand there; nothing is changed.
+
+    Entries of a chain that are no layers are their publisher's, and are left alone.
+    """
+    names = [name for name in sorted(os.listdir(layout.overlay)) if name != "l" and not is_entry(layout, name)]
+    return tuple(_found(layout, name) for name in names)
 
 
 def _found(layout: Layout, name: str) -> Found:

@@ -17,6 +17,7 @@ VERBS: Final = {
     "serve": "run the daemon",
     "demo": "pull a sample image through a daemon of its own, without root, registry or Kubernetes",
     "status": "show what the running daemon does",
+    "check": "look at the images on the disk while no daemon runs, and make a damaged index anew",
     "explain": "show what a pull of an image would do, and why, without pulling it",
     "config": "show the defaults or the effective configuration, or check it",
     "version": "show the version of cri-shim and of what it stands on",

@@ -67,7 +67,7 @@ class Forms:
 
     async def _made(self, kind: str, name: str, place: _Place, lease: Lease) -> str:
         lease.hold(name)
-        if name in self._store.catalog.layers:
+        if self._store.has_layer(name):
             return name
         return await self._flights.join((kind, name), lambda: self._make(kind, name, place, lease))
 

@@ -122,7 +122,7 @@ class Layers:
 
     def _is_here(self, want: Want) -> bool:
         catalog = self._store.catalog
-        return want.diff_id.hex in catalog.layers and Proof(want.blob, want.diff_id) in catalog.proofs
+        return self._store.has_layer(want.diff_id.hex) and Proof(want.blob, want.diff_id) in catalog.proofs
 
     async def _may_use(self, source: Source, descriptor: Descriptor, want: Want) -> bool:
         delivery = Delivery(want.registry, want.repository, want.blob)

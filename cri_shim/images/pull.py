@@ -231,6 +231,7 @@ class Puller:
         with _within("manifest"):
             resolved = await self._network.resolve(reference, credentials)
             self._settings.worked(reference, resolved.credential)
+        await self._store.look_at(image)
         still = self._store.catalog.by_name(str(reference))
         if still is None or not self._means(reference, resolved.digest, still):
             return None

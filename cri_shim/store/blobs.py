@@ -15,11 +15,13 @@ from rootfs.digest import Digest
 from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from cri_shim.store.layout import Layout
 
 _LARGEST_DOCUMENT_BYTES = 16 << 20
+_RECORD = ".image.json"
 
 
 class Blobs:
@@ -71,6 +73,11 @@ class Blobs:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
+    def records(self) -> Iterator[Path]:
+        """Return where the records of images lie."""
+        for algorithm in ("sha256", "sha512"):
+            yield from sorted((self._root / algorithm).glob(f"*{_RECORD}"))
+
     def present(self) -> tuple[Digest, ...]:
         """Return every digest that lies here; what else a crash has left in the directories is deleted."""
         return tuple(digest for algorithm in ("sha256", "sha512") for digest in self._present(algorithm))
@@ -86,7 +93,7 @@ class Blobs:
 
     def _record(self, config: Digest) -> Path:
         path = self.path(config)
-        return path.with_name(path.name + ".image.json")
+        return path.with_name(path.name + _RECORD)
 
 
 def _digest(algorithm: str, name: str) -> Digest | None:

@@ -158,6 +158,18 @@ def image_from(record: bytes, names: Iterable[str]) -> Image:
         raise StoreDamaged(f"an image record cannot be read: {error}") from error
 
 
+def record_names(record: bytes) -> tuple[str, ...]:
+    """Return the names that the image had when *record* was written.
+
+    Raises:
+        StoreDamaged: the record is not one that `record_of` wrote.
+    """
+    try:
+        return tuple(msgspec.json.decode(record, type=_Record).names)
+    except msgspec.DecodeError as error:
+        raise StoreDamaged(f"an image record cannot be read: {error}") from error
+
+
 def sorted_names(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Split *names* into (tags, names by digest), each sorted."""
     ordered = sorted(names)

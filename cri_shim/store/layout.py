@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError
-from cri_shim.store.durable import write_durably
+from cri_shim.store.durable import sync_directory, write_durably
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ class Layout:
         """
         try:
             for path in (self.root, *(self.root / name for name in _DIRECTORIES)):
-                path.mkdir(mode=0o700, parents=path == self.root, exist_ok=True)
+                self._make(path)
             os.chmod(self.root, 0o700)
             self._check_version()
         except OSError as error:
@@ -67,6 +67,12 @@ class Layout:
                 f"root {self.root} cannot be used: {error.strerror} ({error.filename}); "
                 "give a directory that this user can write, with --root or `root` in the configuration"
             ) from error
+
+    def _make(self, path: Path) -> None:
+        """Make a directory that a power cut does not take away with what was put into it."""
+        if not path.is_dir():
+            path.mkdir(mode=0o700, parents=path == self.root, exist_ok=True)
+            sync_directory(path.parent)
 
     def _check_version(self) -> None:
         path = self.root / "VERSION"

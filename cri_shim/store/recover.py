@@ -37,6 +37,11 @@ class Plan:
     lost_images: tuple[Digest, ...]
     stray_documents: tuple[Digest, ...]
 
+    @property
+    def changes(self) -> bool:
+        """Whether the index has to be changed."""
+        return bool(self.adopt or self.lost_layers or self.lost_images)
+
 
 def plan_recovery(catalog: Catalog, found: Iterable[Found], documents: Iterable[Digest]) -> Plan:
     """Compare *catalog* with the layer directories and documents that lie on the disk."""
@@ -44,7 +49,7 @@ def plan_recovery(catalog: Catalog, found: Iterable[Found], documents: Iterable[
     trash: list[str] = []
     present: set[str] = set()
     for directory in found:
-        seal = _seal_of(directory)
+        seal = seal_of_directory(directory)
         if seal is None:
             if _OURS.fullmatch(directory.name):
                 trash.append(directory.name)
@@ -69,7 +74,8 @@ def plan_recovery(catalog: Catalog, found: Iterable[Found], documents: Iterable[
     )
 
 
-def _seal_of(directory: Found) -> Seal | None:
+def seal_of_directory(directory: Found) -> Seal | None:
+    """Return the seal of what stands in `overlay/`, None where it is no whole layer."""
     if directory.seal is None:
         return None
     try:

@@ -20,7 +20,9 @@ from cri_shim.store.durable import from_os_error
 from cri_shim.store.image import Image, Usage, record_of, sorted_names
 from cri_shim.store.index import Index
 from cri_shim.store.partials import Keeping, Partials
+from cri_shim.store.presence import look_for
 from cri_shim.store.recover import Plan, plan_recovery
+from cri_shim.store.repair import must_not_be_lost
 from rootfs.errors import RootfsError
 from rootfs.failpoints import failpoint
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from cri_shim.store.layout import Layout
     from cri_shim.store.provenance import Delivery, Proof
     from rootfs.client import Helper, Job
+    from rootfs.commit import Found
     from rootfs.digest import Digest
 
     InUse = Callable[[frozenset[str]], Awaitable[frozenset[str]]]
@@ -84,6 +87,7 @@ class Store:
         self._trash_usage = Usage(0, 0)
         self._untrashed: set[str] = set()
         self.damaged: set[Digest] = set()
+        self._missing: set[str] = set()
         self._emptying: asyncio.Task[None] | None = None
         self._looking_again = False
         self.in_use: InUse = _nobody
@@ -93,13 +97,15 @@ class Store:
         """Open the root, put right what a crash left, and return the store; *keeping* bounds what is left of pulls.
 
         Raises:
-            StoreDamaged: the index cannot be read.
+            StoreDamaged: the index is gone or cannot be read; it says what to do.
         """
         loop = asyncio.get_running_loop()
+        await loop.run_in_executor(threads.disk, must_not_be_lost, layout)
+        finding = helper.recover()  # while the index is read
         index = await loop.run_in_executor(threads.index, Index.open, layout.index)
         catalog = await loop.run_in_executor(threads.index, index.load)
         store = cls(layout, helper, threads, (index, catalog), keeping or Keeping())
-        await store._recover()
+        await store._recover(finding)
         return store
 
     async def close(self) -> None:
@@ -168,6 +174,25 @@ class Store:
             lambda: self._index.put_layer(layer, proof, delivery),
             lambda: self.catalog.put_layer(layer, proof, delivery),
         )
+        self._missing.discard(layer.name)
+
+    def has_layer(self, name: str) -> bool:
+        """Tell whether the layer *name* lies here, as far as is known."""
+        return name in self.catalog.layers and name not in self._missing
+
+    async def look_at(self, image: Image) -> None:
+        """Look whether the directories and documents of *image* are there; what is not is brought by the next pull."""
+        look = await self.disk(lambda: look_for(self.layout, image))
+        lost = look.layers - self._missing
+        if image.id not in self.catalog.images or not (lost or look.documents):
+            return
+        self.damaged.add(image.id)
+        self._missing |= lost
+        torn = look.torn & lost
+        if torn:  # what is left of a layer would be in the way of the whole
+            await undisturbed(run_job(self.helper.trash(tuple(torn - await self.in_use(torn)))))
+            self._empty_trash()
+        _log.error("image %s is not whole on the disk and is brought again", image.id)
 
     async def put_deliveries(self, deliveries: tuple[Delivery, ...]) -> None:
         """Record which registry delivered which blobs; known ones cost nothing."""
@@ -253,14 +278,15 @@ class Store:
         """Return what the root takes: layers, documents, trash, waiting and *arriving* blobs. No disk is asked."""
         return self.catalog.usage() + self._trash_usage + self.partials.usage + arriving
 
-    async def _recover(self) -> None:
-        found = await run_job(self.helper.recover())
+    async def _recover(self, finding: Job[tuple[Found, ...]]) -> None:
+        found = await run_job(finding)
         documents = await self.disk(self.blobs.present)
         plan = plan_recovery(self.catalog, found, documents)
         await self.disk(self.partials.find)
         await self.partials.prune(self)
-        await self._in_index(lambda: self._carry_out(plan))
-        self.catalog = await self._in_index(self._index.load)
+        if plan.changes:
+            await self._in_index(lambda: self._carry_out(plan))
+            self.catalog = await self._in_index(self._index.load)
         await self.disk(lambda: self.blobs.remove(plan.stray_documents))
         self._spare(self.catalog.idle())
         self._untrashed.update(plan.trash)
@@ -271,13 +297,8 @@ class Store:
             _log.info("adopted %d layers of an interrupted pull", len(plan.adopt))
 
     def _carry_out(self, plan: Plan) -> None:
-        for digest in plan.lost_images:
-            self._index.drop_image(digest)
-        for layer, proof in plan.adopt:
-            self._index.put_layer(layer, proof)
-        if plan.lost_layers:
-            dropped = self.catalog.drop_layers(plan.lost_layers)
-            self._index.drop_layers(plan.lost_layers, dropped.deliveries)
+        dropped = self.catalog.drop_layers(plan.lost_layers)
+        self._index.recover(plan.lost_images, plan.adopt, plan.lost_layers, dropped.deliveries)
 
     def _spare(self, names: Iterable[str]) -> None:
         names = set(names)

@@ -1,0 +1,201 @@
+"""An index that is damaged or gone is told exactly, and made anew from the seals and the records."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cri_shim.cli.verbs import run
+from cri_shim.errors import StoreDamaged
+from cri_shim.images.service import Images
+from cri_shim.server.build import running_images
+from cri_shim.store.index import Index
+from cri_shim.store.layout import Layout
+from cri_shim.store.repair import look, repair
+from rootfs.failpoints import arm
+from tests.fakes.registry import FakeRegistry
+from tests.images.test_pull import config_for, sample
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as fake:
+        fake.add("app", sample(b"old"), tag="1")
+        fake.add("team/other", sample(b"other"), tag="v1")
+        yield fake
+
+
+@pytest.fixture(autouse=True)
+def off_again() -> Iterator[None]:
+    yield
+    arm("")
+
+
+async def filled(tmp_path: Path, registry: FakeRegistry) -> None:
+    """Three images, of which one has lost its tag to another."""
+    async with running_images(config_for(tmp_path, registry)) as images:
+        await images.pull(f"{registry.host}/app:1", None)
+        await images.pull(f"{registry.host}/team/other:v1", None)
+        registry.add("app", sample(b"new"), tag="1")
+        await images.pull(f"{registry.host}/app:1", None)
+
+
+def known(images: Images) -> tuple[object, ...]:
+    catalog = images._store.catalog
+    return (
+        {key: (one.tags, one.digests, one.layers, one.documents) for key, one in catalog.images.items()},
+        dict(catalog.names),
+        set(catalog.layers.values()),
+        set(catalog.provenance.proofs),
+        set(catalog.provenance.deliveries),
+    )
+
+
+def flipped(path: Path) -> None:
+    """Damage every page but the first."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        for place in range(4096, size, 4096):
+            file.seek(place)
+            file.write(os.urandom(64))
+
+
+def orphaned(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM layers")
+    database.close()
+
+
+def garbled(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE images SET record = 'x'")
+    database.close()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "gone": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(os.urandom(20_000)),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "flipped": flipped,
+    "orphaned": orphaned,
+    "garbled": garbled,
+}
+
+
+def damage(how: str, tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "root")
+    DAMAGES[how](layout.index)
+    return layout
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+async def test_a_damaged_index_keeps_the_daemon_from_starting_and_says_what_to_do(
+    tmp_path: Path, registry: FakeRegistry, how: str
+) -> None:
+    await filled(tmp_path, registry)
+    damage(how, tmp_path)
+    before = sorted(os.listdir(tmp_path / "root/overlay"))
+    with pytest.raises(StoreDamaged, match=r"index\.db.*cri-shim check --repair"):
+        async with running_images(config_for(tmp_path, registry)):
+            pass
+    assert sorted(os.listdir(tmp_path / "root/overlay")) == before
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+async def test_it_is_made_anew_and_nothing_is_lost(tmp_path: Path, registry: FakeRegistry, how: str) -> None:
+    await filled(tmp_path, registry)
+    async with running_images(config_for(tmp_path, registry)) as images:
+        before = known(images)
+    layout = damage(how, tmp_path)
+    assert look(layout).index_damaged
+    made = repair(layout)
+    assert (made.images, made.problems) == (3, ())
+    assert look(layout) == made
+    assert (layout.root / "index.db.damaged").exists() is (how != "gone")
+    registry.forget()
+    async with running_images(config_for(tmp_path, registry)) as images:
+        assert known(images) == before
+        for name in (f"{registry.host}/app:1", f"{registry.host}/team/other:v1"):
+            await images.pull(name, None)
+    assert [seen.method for seen in registry.requests()] == ["HEAD", "HEAD"]
+
+
+@pytest.mark.parametrize("point", ["repair.keep", "repair.replace", "index.commit.fill", "index.commit.migrate"])
+async def test_a_repair_that_was_interrupted_can_be_made_again(
+    tmp_path: Path, registry: FakeRegistry, point: str
+) -> None:
+    await filled(tmp_path, registry)
+    layout = damage("garbage", tmp_path)
+    arm(f"{point}=errno:EIO")
+    with pytest.raises((OSError, StoreDamaged)):
+        repair(layout)
+    arm("")
+    with pytest.raises(StoreDamaged, match="--repair"):
+        async with running_images(config_for(tmp_path, registry)):
+            pass
+    assert repair(layout).images == 3
+
+
+async def test_what_is_not_whole_is_left_out_and_told(tmp_path: Path, registry: FakeRegistry) -> None:
+    await filled(tmp_path, registry)
+    layout = damage("gone", tmp_path)
+    records = sorted((layout.blobs / "sha256").glob("*.image.json"))
+    records[0].write_bytes(b"{}")
+    records[1].with_name(records[1].name.partition(".")[0]).write_bytes(b"rot")
+    (layout.overlay / ("f" * 64)).mkdir()
+    made = repair(layout)
+    assert made.images == 1
+    assert [("cannot be read" in one, "digest" in one, "no whole layer" in one) for one in sorted(made.problems)]
+    assert len(made.problems) == 3
+
+
+def command(tmp_path: Path, *words: str) -> int:
+    return run(["check", "--root", str(tmp_path / "root"), *words], {})
+
+
+async def test_the_verb(tmp_path: Path, registry: FakeRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tmp_path) == 1
+    assert "--root" in capsys.readouterr().err
+    await filled(tmp_path, registry)
+    assert command(tmp_path) == 0
+    assert capsys.readouterr().out == "3 images, 4 layers\n"
+    damage("garbage", tmp_path)
+    assert command(tmp_path) == 1
+    assert "--repair" in capsys.readouterr().out
+    assert command(tmp_path, "--repair") == 0
+    assert "a new index of 3 images and 4 layers" in capsys.readouterr().out
+    assert command(tmp_path, "--repair") == 0
+    assert capsys.readouterr().out == "3 images, 4 layers\n"
+
+
+async def test_the_verb_tells_what_start_up_would_drop(
+    tmp_path: Path, registry: FakeRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await filled(tmp_path, registry)
+    for path in (tmp_path / "root/overlay").iterdir():
+        if path.name != "l":
+            (path / "layer.json").unlink()
+            break
+    assert command(tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "no whole layer" in out
+    assert "lacks the layer" in out
+
+
+def test_a_failed_commit_is_the_last(tmp_path: Path) -> None:
+    index = Index.open(tmp_path / "index.db")
+    arm("index.commit.put_deliveries=errno:EIO")
+    with pytest.raises(StoreDamaged, match="Input/output"):
+        index.put_deliveries(())
+    arm("")
+    with pytest.raises(StoreDamaged, match="no changes since a write failed"):
+        index.put_deliveries(())
+    index.close()
+    again = Index.open(tmp_path / "index.db")
+    again.put_deliveries(())
+    again.close()
