@@ -1,8 +1,9 @@
 """One credential file: read when it has changed, and only when nobody else could have written it.
 
 Symbolic links are followed, because projected secrets are made of them; what they lead to must be a regular file of
-root or of this user, not writable by everybody, and at most 1 MiB. A FIFO or a device is never opened. Every file state
-is complained about once, with the path and the reason and nothing of the content.
+root or of this user, not writable by everybody, and at most 1 MiB, and nobody else may be able to put another in its
+place (see `directories`). A FIFO or a device is never opened. Every file state is complained about once, with the path
+and the reason and nothing of the content.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from cri_shim.auth.directories import Verdict, judged
 from cri_shim.auth.dockercfg import FILE_BYTES, DockerConfig
 from cri_shim.errors import ConfigError
 
@@ -60,6 +62,7 @@ def read_whole(path: str, trusted_uids: frozenset[int], limit_bytes: int = FILE_
     """
     try:
         _check(os.stat(path), trusted_uids, limit_bytes)  # before the open: opening some devices acts on them
+        _refuse(judged(path, trusted_uids).refusal)
         descriptor = os.open(path, _OPEN_FLAGS)
         try:
             _check(os.fstat(descriptor), trusted_uids, limit_bytes)
@@ -101,6 +104,7 @@ class CredentialFile:
         self._broken_since: float | None = None
         self._told: set[str] = set()
         self._told_in: FileState | None = None
+        self._verdict = Verdict()
         self._shadowed: tuple[str, FileState] | None = None
 
     def read(self) -> DockerConfig | None:
@@ -142,11 +146,24 @@ class CredentialFile:
     def _current(self) -> DockerConfig | None:
         state = FileState.of(os.stat(self.path))
         self._tell_anew(state)
+        if not self._entrusted():
+            return None
         if state != self._state or not self._settled:
             self._load(state)
         elif self._broken_since is not None and self._clock() - self._broken_since >= GRACE_SECONDS:
             self._config, self._broken_since = None, None
         return self._config
+
+    def _entrusted(self) -> bool:
+        """Look at the directories each time: that of a file which stays as it is may be opened to everybody."""
+        verdict = judged(self.path, self._trusted_uids)
+        if verdict != self._verdict:
+            self._verdict = verdict
+            if verdict.refusal:
+                _log.warning("credential file %s is not used: %s", self.path, verdict.refusal)
+            elif verdict.remark:
+                _log.warning("credential file %s is used, but %s", self.path, verdict.remark)
+        return not verdict.refusal
 
     def _load(self, state: FileState) -> None:
         """Read the file; what was read before outlives a file that cannot be parsed, for a while."""
@@ -210,6 +227,11 @@ class CredentialFile:
     def _remark(self, mode: int) -> None:
         if mode & stat.S_IROTH:
             self.warn("is used, but everybody on this node can read it: chmod 0600")
+
+
+def _refuse(reason: str) -> None:
+    if reason:
+        raise _Refused(reason)
 
 
 def _check(found: os.stat_result, trusted_uids: frozenset[int], limit_bytes: int = FILE_BYTES) -> None:
