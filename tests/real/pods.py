@@ -68,6 +68,7 @@ class Pods:
         self.config.write_text(f"runtime-endpoint: unix://{runtime}\nimage-endpoint: unix://{images}\ntimeout: 60\n")
         self._numbers = itertools.count()
         self._pods: list[str] = []
+        self.written = ""  # the name in the pod's specification; kubelet sends it beside the id
 
     def crictl(self, *words: object, check: bool = True) -> subprocess.CompletedProcess:
         return run("crictl", "--config", self.config, *words, check=check, cwd=self.base)
@@ -93,7 +94,7 @@ class Pods:
         name, log = f"c-{number}", f"c-{number}.log"
         config = {
             "metadata": {"name": name, "attempt": 0},
-            "image": {"image": image},
+            "image": {"image": image, "user_specified_image": self.written or image},
             "command": ["/bin/sh", "-c", command],
             "log_path": log,
             "linux": {},

@@ -32,7 +32,7 @@ def middle() -> LayerTar:
 
 def implied() -> LayerTar:
     """Without entries for the directories it writes to: a form of its own for every chain."""
-    return LayerTar().file("tmp/late", b"late").file("srv/late", b"late", user__tag=b"kept")
+    return LayerTar().file("tmp/late", b"late\n").file("srv/late", b"late", user__tag=b"kept")
 
 
 def top(word: str = "hello") -> LayerTar:
@@ -47,7 +47,7 @@ LISTING = (
 
 LISTED = (
     "hello\nls: /etc/removed: No such file or directory\nls: /gone: No such file or directory\nnew\n"
-    f"4755 12:34\n755 12:34\n640 12:34\n1777 0:0\nlate{len(APPLETS) + 1}\n"
+    f"4755 12:34\n755 12:34\n640 12:34\n1777 0:0\nlate\n{len(APPLETS) + 1}\n"
 )
 
 
@@ -56,7 +56,13 @@ def stack(word: str = "hello") -> tuple[LayerTar, ...]:
 
 
 def pushed(
-    base: Path, registry: DockerRegistry, name: str, layers: tuple[LayerTar, ...], *, index: bool = False
+    base: Path,
+    registry: DockerRegistry,
+    name: str,
+    layers: tuple[LayerTar, ...],
+    *,
+    index: bool = False,
+    command: tuple[str, ...] = ("/bin/sh",),
 ) -> str:
     """Push *layers* as *name*, in an index with a platform that the registry lacks if *index*; return its digest."""
     layout = base / "layout"
@@ -64,7 +70,7 @@ def pushed(
     blobs = layout / "blobs/sha256"
     blobs.mkdir(parents=True)
     files = [layer.write(base / f"{number}.tar") for number, layer in enumerate(layers)]
-    config = {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin", "WORD=from the image"], "WorkingDir": "/srv"}
+    config = {"Cmd": [*command], "Env": ["PATH=/bin", "WORD=from the image"], "WorkingDir": "/srv"}
     described = write_image(blobs, architecture(), files, config)
     if index:
         absent = write_image(blobs, OTHER_PLATFORM, files[:1], config)
