@@ -211,6 +211,8 @@ class Client:
             answer = failure.sentence
         else:
             answer = "every credential is refused" if isinstance(done, _Refused) else f"has it, {done.digest}"
+        if host.plain_after and self._means.memory.speaks_plain(host.name):
+            told = replace(told, url=str(host.in_plain(host.url)))
         return replace(told, refused=tuple(one.sentence for one in refusals), answer=answer)
 
     def manifest(

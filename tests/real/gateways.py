@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.real.networks import HERE, Here
 from tests.real.programs import LOOPBACK, free_port, run, stop, wait_for_port
 from tests.real.registry import DockerRegistry
 
@@ -86,10 +87,17 @@ def before(registry: DockerRegistry, more: str = "") -> str:
 class Squid:
     """A squid that wants a user, and alone knows where *names* are (all on loopback)."""
 
-    def __init__(self, *names: str, user: str = "puller", password: str = "sword-fish") -> None:
+    def __init__(
+        self,
+        *names: str,
+        user: str = "puller",
+        password: str = "sword-fish",
+        network: Here = HERE,
+        address: str = LOOPBACK,
+    ) -> None:
         # It gives up root, and then must write its log: not below a private directory.
         self.base = Path(tempfile.mkdtemp(prefix="cs-squid-"))
-        self.host = f"{LOOPBACK}:{free_port()}"
+        self.host = f"{address}:{free_port()}"
         self.log = self.base / "access.log"
         (self.base / "hosts").write_text("".join(f"{LOOPBACK} {name}\n" for name in names))
         (self.base / "users").write_text(f"{user}:{run('openssl', 'passwd', '-apr1', password).stdout.strip()}\n")
@@ -106,12 +114,12 @@ class Squid:
         for path in (self.base, *self.base.iterdir()):
             os.chown(path, owner.pw_uid, owner.pw_gid)
         self.process = subprocess.Popen(
-            ["squid", "-N", "-f", str(config)],
+            [*network.enter, "squid", "-N", "-f", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for_port(self.process, int(self.host.rpartition(":")[2]))
+        network.wait_for(self.process, self.host)
 
     def close(self) -> None:
         stop(self.process)

@@ -9,7 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.real.programs import LOOPBACK, free_port, run, stop, wait_for_port
+from tests.real.networks import HERE, Here
+from tests.real.programs import LOOPBACK, free_port, run, stop
 
 # The password of "puller" is "swordfish"; bcrypt, as the registry wants it.
 HTPASSWD = "puller:$2y$05$abcdefghijklmnopqrstuupWDwJQeCHYIBQy8WvkVB6ImhZ476YYy\n"
@@ -28,17 +29,25 @@ class Line:
 class DockerRegistry:
     """A running registry; *password* turns basic authentication on, *auth* is that section of its configuration."""
 
-    def __init__(self, base: Path, *, password: bool = False, auth: dict | None = None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        *,
+        password: bool = False,
+        auth: dict | None = None,
+        network: Here = HERE,
+        address: str = LOOPBACK,
+    ) -> None:
         self.storage, self.log = base / "storage", base / "registry.log"
-        self.host = f"{LOOPBACK}:{free_port()}"
+        self.network, self.host = network, f"{address}:{free_port()}"
         self.storage.mkdir(parents=True)
         config = base / "registry.yml"
         config.write_text(json.dumps(self._config(base, password=password, auth=auth)))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["docker-registry", "serve", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*network.enter, "docker-registry", "serve", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        wait_for_port(self.process, int(self.host.rpartition(":")[2]))
+        network.wait_for(self.process, self.host)
 
     def close(self) -> None:
         stop(self.process)
@@ -47,7 +56,7 @@ class DockerRegistry:
         """Copy *tag* of an OCI layout to *name* with skopeo and return the digest it got."""
         digest = self.storage.parent / "digest"
         run(
-            "skopeo", "copy", "--quiet", "--all", "--dest-tls-verify=false", "--digestfile", digest, *options,
+            *self.network.enter, "skopeo", "copy", "--quiet", "--all", "--dest-tls-verify=false", "--digestfile", digest, *options,
             f"oci:{layout}:{tag}", f"docker://{self.host}/{name}",
         )  # fmt: skip
         return digest.read_text().strip()

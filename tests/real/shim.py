@@ -35,6 +35,7 @@ class Shim:
             **config,
         }
         self.process: subprocess.Popen | None = None
+        self.enter: tuple[str, ...] = ()  # before its command: into another network, say
 
     def trust(self, host: str, url: str = "") -> None:
         """Let the daemon reach registry *host* at *url* (plain HTTP on *host* itself when not given)."""
@@ -49,7 +50,7 @@ class Shim:
         path = self.base / "config.toml"
         # JSON's texts, numbers and lists are TOML's too.
         path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
-        return [sys.executable, "-m", "cri_shim", "serve", "--config", str(path), *more]
+        return [*self.enter, sys.executable, "-m", "cri_shim", "serve", "--config", str(path), *more]
 
     def start(self) -> Shim:
         """Start and return when it says that it is ready."""

@@ -21,6 +21,7 @@ from tests.real.gateways import (
     TlsRegistry,
     before,
 )
+from tests.real.networks import HERE, Here, Network
 from tests.real.programs import run
 from tests.real.registry import DockerRegistry
 from tests.real.shim import Shim
@@ -68,8 +69,9 @@ def daemon(place):
     """Start a daemon with some configuration; it is stopped at the end."""
     started = []
 
-    def start(hosts: dict[str, str], **config) -> Shim:
+    def start(hosts: dict[str, str], network: Here = HERE, **config) -> Shim:
         made = Shim(place / f"n{len(started)}", **config)
+        made.enter = network.enter
         for host, text in hosts.items():
             (made.certs / host).mkdir()
             (made.certs / host / "hosts.toml").write_text(text)
@@ -214,6 +216,36 @@ def test_a_proxy_with_credentials_and_no_proxy(place, opened, upstream, daemon, 
     for log in (shim.log, refused.log):
         assert "sword-fish" not in log.read_text()
         assert "wrong-word" not in log.read_text()
+
+
+@pytest.mark.needs("squid", "openssl", "ip", "nsenter", "unshare")
+def test_no_proxy_with_a_network(place, opened, layouts, daemon, monkeypatch):
+    network = opened(Network("10.99.1.7", "10.98.1.7", "192.0.2.1"))
+    near = opened(DockerRegistry(place / "near", network=network, address="10.99.1.7"))
+    far = opened(DockerRegistry(place / "far", network=network, address="10.98.1.7"))
+    for registry in (near, far):
+        registry.push(layouts["four"], "four", "team/four:1")
+    squid = opened(Squid(network=network, address="192.0.2.1"))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://puller:sword-fish@{squid.host}")
+    monkeypatch.setenv("NO_PROXY", "reg.svc,10.99.0.0/16")
+    hosts = {one.host: f'server = "http://{one.host}"\n' for one in (near, far)}
+    pushed = {one.host: len(one.lines()) for one in (near, far)}
+
+    def asked(registry: DockerRegistry) -> tuple[int, int]:
+        """How many requests came to *registry*, and how many of them squid was asked for."""
+        through = [line for line in squid.lines() if f" http://{registry.host}/v2/" in line]
+        assert all(" puller " in line for line in through)
+        return len(registry.lines()) - pushed[registry.host], len(through)
+
+    shim = daemon(hosts, network)
+    for registry in (near, far):
+        shim.pull(f"{registry.host}/team/four:1")
+    shim.stop()
+    assert (asked(near), asked(far)) == ((6, 0), (6, 6))
+    monkeypatch.setenv("NO_PROXY", "10.97.0.0/16")
+    daemon(hosts, network).pull(f"{near.host}/team/four:1")
+    assert asked(near) == (12, 6)  # it was the network that made the difference
 
 
 # Limits and other places
