@@ -181,6 +181,8 @@ CONTAINERD = {
         "DeleteRequest": "id = 1 : string, sync = 2 : bool",
         "ListRequest": "filters = 1 : repeated string",
         "ListResponse": "leases = 1 : repeated Lease",
+        "Resource": "id = 1 : string, type = 2 : string",
+        "AddResourceRequest": "id = 1 : string, resource = 2 : Resource",
     },
     content_pb2: {
         "Info": "digest = 1 : string, size = 2 : int64, labels = 5 : map",
@@ -220,7 +222,7 @@ CONTAINERD = {
     version_pb2: {"VersionResponse": "version = 1 : string, revision = 2 : string"},
 }
 FULL_NAMES = {
-    leases_pb2: "containerd.services.leases.v1.Leases: Create Delete List",
+    leases_pb2: "containerd.services.leases.v1.Leases: Create Delete List AddResource",
     content_pb2: "containerd.services.content.v1.Content: Info Update Write",
     images_pb2: "containerd.services.images.v1.Images: Get List Create Update Delete",
     snapshots_pb2: "containerd.services.snapshots.v1.Snapshots: Prepare Commit Remove Stat Mounts View",

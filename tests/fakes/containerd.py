@@ -1,7 +1,7 @@
 """A containerd in memory, with real directories: the services that are used, its collector, its CRI plugin, and moods.
 
 `fails` lets a method (`Snapshots.Commit`) answer with a code, `hung` lets it answer nothing; `calls` tells what it was
-asked for. It collects when a lease ends or a name is removed, whether asked to or not, so that whoever relies on what
+asked for; `collects_at_once` lets its collector be faster than so many leases. It collects when a lease ends or a name is removed, whether asked to or not, so that whoever relies on what
 nothing holds is found out.
 """
 
@@ -149,6 +149,16 @@ class _Leases(_Part, leases_pb2_grpc.LeasesServicer):
         found = [name for name, labels in self.state.leases.items() if matches(wanted, "", labels)]
         return leases_pb2.ListResponse(leases=[leases_pb2.Lease(id=name) for name in found])
 
+    @moody
+    async def AddResource(self, request, context):
+        assert request.resource.type == "snapshots/overlayfs"
+        if self.owner.collects_at_once:
+            self.owner.collects_at_once -= 1
+            self.state.collect()
+        if (layer := self.state.layers.get(request.resource.id)) is not None:
+            layer.leases.add(request.id)
+        return Empty()
+
 
 class _Content(_Part, content_pb2_grpc.ContentServicer):
     @moody
@@ -175,7 +185,6 @@ class _Snapshots(_Part, snapshots_pb2_grpc.SnapshotsServicer):
         assert request.snapshotter == "overlayfs"
         target = request.labels["containerd.io/snapshot.ref"]
         if target in self.state.layers:
-            self.state.layers[target].leases |= self.lease(context)
             await context.abort(EXISTS, "there already")
         assert not request.parent or request.parent in self.state.layers, "the parent is not committed"
         self.state.made += 1
@@ -287,6 +296,7 @@ class FakeContainerd:
         self.hung: set[str] = set()
         self.blind = False
         self.other_mounts = False
+        self.collects_at_once = 0
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:

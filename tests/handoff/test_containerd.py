@@ -306,6 +306,25 @@ async def test_a_failure_in_the_middle_leaves_no_name_and_no_lease(registry, con
     assert_whole(containerd, await images.pull(f"{registry.host}/app:1", None))
 
 
+async def test_a_collector_that_is_faster_than_the_lease(registry, containerd, images):
+    found = await images.pull(f"{registry.host}/app:1", None)
+    containerd.state.records.clear()  # and not collected yet
+    containerd.collects_at_once = 1
+    images._publishing._handoffs[0]._verified.clear()
+    assert await images.usable(f"{registry.host}/app:1") is found
+    assert_whole(containerd, found)
+
+
+async def test_a_collector_that_is_always_faster(registry, containerd, images):
+    await images.pull(f"{registry.host}/app:1", None)
+    containerd.state.records.clear()
+    containerd.fails["Snapshots.Prepare"] = grpc.StatusCode.NOT_FOUND  # as if the parent were gone
+    containerd.calls.clear()
+    images._publishing._handoffs[0]._verified.clear()
+    assert await images.usable(f"{registry.host}/app:1") is None
+    assert containerd.calls.count("Snapshots.Prepare") == 4
+
+
 async def test_leases_of_a_life_that_was_cut_short_end(tmp_path, containerd, start):
     labels = {"containerd.io/gc.expire": "2099-01-01T00:00:00Z"}
     ours, other = {**labels, "cri-shim.root": f"{tmp_path}/root"}, {**labels, "cri-shim.root": "/var/lib/other"}

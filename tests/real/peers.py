@@ -1,7 +1,9 @@
-"""Debian's containerd as the judge: the same images, pulled and unpacked by it, in a root of its own."""
+"""containerd in a root of its own: Debian's as the judge of the same images, that one and a current one as runtimes."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,32 +20,54 @@ CRI = 'plugins."io.containerd.grpc.v1.cri"'
 
 
 class Containerd:
-    """A private containerd with its CRI plugin. oom settings are for machines without CAP_SYS_RESOURCE."""
+    """A private containerd with its CRI plugin. oom settings are for machines without CAP_SYS_RESOURCE.
 
-    def __init__(self, base: Path) -> None:
+    2.3 wants the programs of erofs, or not to use it.
+
+    *programs* is a directory of containerd, its shim and ctr, the machine's own without one; *sandbox* the image of
+    pods. A second one may stand on the same paths.
+    """
+
+    def __init__(self, base: Path, *, programs: Path | None = None, sandbox: str = "") -> None:
         self.base, self.socket, self.log = base, base / "c.sock", base / "containerd.log"
-        self.certs = base / "certs.d"
-        self.certs.mkdir(parents=True)
-        config = base / "containerd.toml"
-        config.write_text(
-            f'version = 2\nroot = "{base}/root"\nstate = "{base}/state"\noom_score = 0\n'
-            f'[grpc]\naddress = "{self.socket}"\n'
+        self.root, self.certs = base / "root", base / "certs.d"
+        self.certs.mkdir(parents=True, exist_ok=True)
+        self.path = os.pathsep.join([*([str(programs)] if programs else []), os.environ["PATH"]])
+        self.config = base / "containerd.toml"
+        self.config.write_text(
+            f'version = 2\nroot = "{self.root}"\nstate = "{base}/state"\noom_score = 0\n'
+            'disabled_plugins = ["io.containerd.differ.v1.erofs", "io.containerd.snapshotter.v1.erofs"]\n'
+            f'[grpc]\naddress = "{self.socket}"\n[ttrpc]\naddress = "{base}/t.sock"\n'
             f"[{CRI}]\nrestrict_oom_score_adj = true\n"
-            f'[{CRI}.registry]\nconfig_path = "{self.certs}"\n'
+            + (f'sandbox_image = "{sandbox}"\n' if sandbox else "")
+            + f'[{CRI}.registry]\nconfig_path = "{self.certs}"\n'
             f'[{CRI}.cni]\nconf_dir = "{base}/cni"\n'
         )
-        with self.log.open("wb") as log:
+        self.start()
+
+    def start(self) -> None:
+        """Start, and return when its CRI plugin answers."""
+        program = shutil.which("containerd", path=self.path)
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["containerd", "--config", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [program, "--config", self.config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": self.path},
             )
         # crictl tries to connect three times by itself; containerd may need longer on a busy machine.
-        for _ in range(20):
+        for _ in range(40):
             if crictl(self.socket, "images", check=False).returncode == 0:
                 return
         raise AssertionError(f"containerd does not serve:\n{self.log.read_text()}")
 
     def close(self) -> None:
         stop(self.process)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def trust(self, host: str, url: str = "") -> None:
         hosts = self.certs / host
@@ -58,11 +82,11 @@ class Containerd:
     def mounted(self, name: str, at: Path) -> Iterator[Path]:
         """Mount *name* as a container would see it, read-only."""
         at.mkdir()
-        self._ctr("images", "mount", name, at)
+        self.ctr("images", "mount", name, at)
         try:
             yield at
         finally:
-            self._ctr("images", "unmount", "--rm", at)
+            self.ctr("images", "unmount", "--rm", at)
             at.rmdir()
 
     def layers(self, name: str, at: Path) -> list[Path]:
@@ -70,5 +94,7 @@ class Containerd:
         with self.mounted(name, at) as mounted:
             return lowers_of(mounted)
 
-    def _ctr(self, *words: object) -> None:
-        run("ctr", "--address", self.socket, "--namespace", "k8s.io", *words)
+    def ctr(self, *words: object) -> str:
+        """Run ctr in the namespace of the CRI plugin and return what it says."""
+        program = shutil.which("ctr", path=self.path)
+        return run(program, "--address", self.socket, "--namespace", "k8s.io", *words).stdout

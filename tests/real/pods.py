@@ -62,7 +62,7 @@ class Pods:
     """Host-network pods of the runtime at *runtime*, whose images the service at *images* has."""
 
     def __init__(self, base: Path, runtime: Path, images: Path) -> None:
-        self.base = base
+        self.base, self.runtime = base, runtime
         base.mkdir(parents=True, exist_ok=True)
         self.config = base / "crictl.yaml"
         self.config.write_text(f"runtime-endpoint: unix://{runtime}\nimage-endpoint: unix://{images}\ntimeout: 60\n")
@@ -129,12 +129,17 @@ class Pods:
         raise AssertionError(f"{container} does not end")
 
     def execute(self, container: str, *words: str) -> str:
-        return self.crictl("exec", "--sync", container, *words).stdout
+        """Run a program in a running container and return what it said, without the empty lines that crictl adds."""
+        return self.crictl("exec", "--sync", container, *words).stdout.strip()
 
     def image_ids(self) -> set[str]:
         """The image ids of all containers, as the runtime spells them."""
         listed = json.loads(self.crictl("ps", "--all", "-o", "json").stdout)["containers"]
         return {container["imageId"] or container["imageRef"] for container in listed}
+
+    def without_images(self) -> Pods:
+        """The same runtime, asked while the image service is away; crictl wants both endpoints to answer."""
+        return Pods(self.base / "alone", self.runtime, self.runtime)
 
     def close(self) -> None:
         for pod in self._pods:

@@ -41,13 +41,20 @@ class DockerRegistry:
         self.storage, self.log = base / "storage", base / "registry.log"
         self.network, self.host = network, f"{address}:{free_port()}"
         self.storage.mkdir(parents=True)
-        config = base / "registry.yml"
-        config.write_text(json.dumps(self._config(base, password=password, auth=auth)))
-        with self.log.open("wb") as log:
+        self.config = base / "registry.yml"
+        self.config.write_text(json.dumps(self._config(base, password=password, auth=auth)))
+        self.start()
+
+    def start(self) -> None:
+        """Start, and return when it takes connections; once more after `close`."""
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*network.enter, "docker-registry", "serve", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self.network.enter, "docker-registry", "serve", self.config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
-        network.wait_for(self.process, self.host)
+        self.network.wait_for(self.process, self.host)
 
     def close(self) -> None:
         stop(self.process)

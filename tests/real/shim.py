@@ -36,6 +36,7 @@ class Shim:
         }
         self.process: subprocess.Popen | None = None
         self.enter: tuple[str, ...] = ()  # before its command: into another network, say
+        self.environ: dict[str, str] = {}
 
     def trust(self, host: str, url: str = "") -> None:
         """Let the daemon reach registry *host* at *url* (plain HTTP on *host* itself when not given)."""
@@ -63,7 +64,7 @@ class Shim:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+                env={**os.environ, **self.environ, "NOTIFY_SOCKET": str(address)},
             )
             self._wait_ready(notified)
         return self

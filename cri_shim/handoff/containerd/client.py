@@ -65,6 +65,10 @@ class Refused(HandOffFailed):
     """containerd answered that it will not do what it was asked for."""
 
 
+class Vanished(Refused):
+    """Something that was there is not any more: containerd's collector was faster than our lease."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
     """How to mount a snapshot."""
@@ -121,6 +125,17 @@ class Client:
         """Return the leases whose label *owner*, name and value, is that."""
         request = leases_pb2.ListRequest(filters=[_labelled(*owner)])
         return tuple(lease.id for lease in (await self._call(self._leases.List, request)).leases)
+
+    async def hold_layer(self, snapshotter: str, name: str, lease: str) -> None:
+        """Let *lease* hold the committed layer *name*.
+
+        Raises:
+            Vanished: it is not there any more.
+        """
+        resource = leases_pb2.Resource(id=name, type=f"snapshots/{snapshotter}")
+        await self._call(self._leases.AddResource, leases_pb2.AddResourceRequest(id=lease, resource=resource), lease)
+        if not await self.has_layer(snapshotter, name):
+            raise Vanished(f"containerd at {self.socket} has removed layer {name}")
 
     # Snapshots
 
@@ -223,7 +238,8 @@ class Client:
         details = error.details() or error.code().name
         if error.code() in _PASSING:
             return Unreachable(f"containerd at {self.socket} does not answer ({details}); is it running?")
-        return Refused(f"containerd at {self.socket} refused: {details}")
+        kind = Vanished if error.code() is grpc.StatusCode.NOT_FOUND else Refused
+        return kind(f"containerd at {self.socket} refused: {details}")
 
 
 def _stub(kind: Any, channel: grpc.aio.Channel) -> Any:

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS: Final = 10.0
 """How long after containerd went, or after our start, a publication waits for it."""
 
-TRUSTED_SECONDS: Final = 5.0
+TRUSTED_SECONDS: Final = 1.0
 """How long it is taken for granted that containerd has what it had."""
+
+SILENT_SECONDS: Final = 5.0
+"""How long a containerd that did not answer is asked nothing."""
 
 _ASK_SECONDS: Final = 0.5
 _REMOVE_SECONDS: Final = 15.0
@@ -117,7 +120,7 @@ class Containerd:
         try:
             whole = await self._publisher.is_whole(image, _ASK_SECONDS)
         except HandOffFailed:
-            self._silent_until = asyncio.get_running_loop().time() + TRUSTED_SECONDS
+            self._silent_until = asyncio.get_running_loop().time() + SILENT_SECONDS
             return True
         if not whole:
             return await self._repair(image)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import HandOffFailed, StoreDamaged
-from cri_shim.handoff.containerd.client import Refused, Unreachable, named
+from cri_shim.handoff.containerd.client import Refused, Vanished, named
 from cri_shim.handoff.containerd.records import (
     LEASE_PREFIX,
     OWNER,
@@ -42,6 +42,7 @@ SNAPSHOTTER: Final = "overlayfs"
 LEASE_SECONDS: Final = 3600
 """How long what an interrupted publication left stays in containerd at most; it goes when we are connected again."""
 
+_TRIES: Final = 4
 _SEEN_SECONDS: Final = 20.0
 _FIRST_PAUSE_SECONDS: Final = 0.001
 _LONGEST_PAUSE_SECONDS: Final = 0.1
@@ -86,12 +87,18 @@ class Publisher:
         return layered and right == set(names) and seen is not None and set(image.names) <= set(seen[1])
 
     async def publish(self, image: Image) -> None:
-        """Register *image*.
+        """Register *image*, and begin once more where containerd collected what was just found.
 
         Raises:
             HandOffFailed: why containerd does not have it.
             StoreDamaged: a document of it is not here any more.
         """
+        for _ in range(_TRIES - 1):
+            with suppress(Vanished):
+                return await self._publish(image)
+        return await self._publish(image)
+
+    async def _publish(self, image: Image) -> None:
         documents = await self._documents(image)
         registration = registration_of(image, documents, SNAPSHOTTER)
         async with self._lease() as lease:
@@ -103,8 +110,6 @@ class Publisher:
             for record in registration.records:
                 await self._client.put_record(record, labels_of(self.owner[1]), lease)
             await self._until_seen(image)
-            if chain and not await self._client.has_layer(SNAPSHOTTER, chain[-1]):
-                raise Unreachable("containerd removed the layers of an image while it was registered")
 
     async def _documents(self, image: Image) -> dict[Digest, bytes]:
         digests = [document.digest for document in image.documents]
@@ -131,7 +136,8 @@ class Publisher:
     async def _layer(self, layer: ImageLayer, name: str, parent: str, lease: str) -> None:
         key = f"extract-{uuid.uuid4().hex} {name}"
         mounts = await self._client.prepare(SNAPSHOTTER, key, parent, {SNAPSHOT_REF: name}, lease)
-        if mounts is None:
+        if mounts is None:  # nothing may hold it: its image may be on its way out
+            await self._client.hold_layer(SNAPSHOTTER, name, lease)
             return
         committed = False
         try:
