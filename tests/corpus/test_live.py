@@ -31,9 +31,9 @@ UNPACKERS_BYTES = 4 * (32 << 20)  # four at once; what they share with the helpe
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory):
-    limits = {f"limits.{key}": value for key, value in archives.LIMITS.items()}
+    config = {f"limits.{key}": value for key, value in archives.LIMITS.items()} | {"pull_grace_seconds": 0}
     with FakeRegistry(("slow:1", SLOW)) as registry:
-        running = Daemon(tmp_path_factory.mktemp("c"), registry, **limits)
+        running = Daemon(tmp_path_factory.mktemp("c"), registry, **config)
         yield running
         assert running.close() == 0
 
@@ -88,6 +88,7 @@ def test_the_unpacker_has_given_up_everything(unpacking):
 def test_the_unpacker_has_its_own_descriptors_only(unpacking):
     found = {number: re.sub(r"\d+", "N", link) for number, link in descriptors(unpacking.pid).items()}
     assert "/ingest/" in found.pop(3)
+    assert re.search(r"/staging/\w+/tar-split\.gz$", found.pop(7))
     written = {number for number, link in found.items() if link == "/first"}
     assert {number: link for number, link in found.items() if number not in written} == {
         **dict.fromkeys((0, 1, 2), "/dev/null"),
@@ -107,6 +108,9 @@ def test_whoever_gives_up_has_the_unpacker_ended_within_a_second(unpacking):
     unpacking.call.cancel()
     until(lambda: gone(unpacking.pid), "the end of the unpacker")
     assert time.monotonic() - begun < 1 + SECONDS / 10  # one second, and what a busy machine adds
+    unpacking.gate.release()
+    assert unpacking.daemon.pull(unpacking.daemon.name("slow")) == (None, SLOW.id)  # with what was here already
+    unpacking.daemon.remove(unpacking.daemon.name("slow"))
 
 
 def test_an_unpacker_that_is_killed_fails_its_own_pull_only(unpacking):

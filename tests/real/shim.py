@@ -108,7 +108,7 @@ class Shim:
         return found
 
     def _files(self) -> list[str]:
-        kept = ("index.db", "index.db-wal", "index.db-shm", "VERSION", "lock", "cri-shim.lock")
+        kept = ("index.db", "index.db-wal", "index.db-shm", "VERSION", "lock", "cri-shim.lock", "ballast")
         found = []
         for directory, below, names in os.walk(self.root):  # what vanishes meanwhile is passed over
             links = [name for name in below if os.path.islink(os.path.join(directory, name))]
