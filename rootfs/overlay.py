@@ -55,7 +55,7 @@ def lower_option(root: str, names: Sequence[str]) -> str:
     """
     if len(names) < 2 or len(set(names)) != len(names):
         raise RootfsError("an overlay takes two layers or more, and each of them once")
-    links = _escaped(os.path.join(root, "overlay", "l"))
+    links = escaped(os.path.join(root, "overlay", "l"))
     option = "lowerdir=" + ":".join(f"{links}/{link_name(name)}" for name in reversed(names))
     if len(os.fsencode(option)) > OPTION_BYTES:
         raise LimitExceeded(
@@ -65,8 +65,12 @@ def lower_option(root: str, names: Sequence[str]) -> str:
     return option
 
 
-def _escaped(path: str) -> str:
-    r"""Write *path* as a part of an overlay option: `\`, `:` and `,` stand behind a backslash."""
+def escaped(path: str) -> str:
+    r"""Write *path* as a part of an overlay option: `\`, `:` and `,` stand behind a backslash.
+
+    Raises:
+        RootfsError: it is not absolute, or not one line.
+    """
     if not path.startswith("/") or "\n" in path or "\0" in path:
         raise RootfsError("the root of the store must be an absolute path of one line")
     return "".join("\\" + letter if letter in "\\:," else letter for letter in path)

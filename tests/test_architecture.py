@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
         *("auth", "registry", "store", "images", "handoff"),
     },
     "demo": {"errors", "version", "pb"},
-    "cli": {"rootfs", "errors", "version", "log", "pb", "config", "store", "server", "demo"},
+    "cli": {"rootfs", "errors", "version", "log", "pb", "config", "store", "handoff", "server", "demo"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -19,6 +19,9 @@ VERBS: Final = {
     "status": "show what the running daemon does",
     "check": "look at the images on the disk while no daemon runs, and make a damaged index anew",
     "explain": "show what a pull of an image would do, and why, without pulling it",
+    "bundle": "make an OCI bundle of an image that is here, for runc or crun",
+    "mount": "mount an image that is here, read-only",
+    "umount": "take away what mount or bundle mounted",
     "config": "show the defaults or the effective configuration, or check it",
     "version": "show the version of cri-shim and of what it stands on",
 }

@@ -25,6 +25,7 @@ from cri_shim.server.admin import admin_socket
 from cri_shim.server.convert import Spelling
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
+from cri_shim.server.imagepage import image_page
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from cri_shim.config.schema import Config
     from cri_shim.images.service import Images
+    from cri_shim.server.admin import Question
     from cri_shim.server.notify import Notifier
 
     OpenImages = Callable[[Config], AbstractAsyncContextManager[Images]]
@@ -111,7 +113,10 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, re
     make_free(listen)
     async with open_images(config) as images:
         pages = {"/status": lambda: _status(config, images, gate)}
-        questions = {"/explain": lambda query: images.explain(query.get("image", ""))}
+        questions: dict[str, Question] = {
+            "/explain": lambda query: images.explain(query.get("image", "")),
+            "/image": lambda query: image_page(images, query.get("image", "")),
+        }
         async with (
             admin_socket(Path(config.state) / "admin.sock", pages, questions),
             _listening(config, listen, images, gate),
