@@ -57,7 +57,17 @@ def render(answer: Mapping[str, Any]) -> str:
     width = max(len(key) for key in plain)
     lines = [f"{key:<{width}}  {value}" for key, value in plain.items()]
     lines += [f"pulling {pull['name']}: {pull['phase']}, {pull['seconds']:.1f}s" for pull in answer.get("pulls", ())]
+    lines += [_published(name, told) for name, told in answer.get("published", {}).items()]
+    lines += [f"prepull {image['name']}: {image['state']}{_why(image)}" for image in answer.get("prepull", ())]
     return "\n".join(lines)
+
+
+def _published(name: str, told: Mapping[str, Any]) -> str:
+    return f"given to {name}: {told['state']}{_why(told)}"
+
+
+def _why(told: Mapping[str, Any]) -> str:
+    return f" ({told['failure']})" if told.get("failure") else ""
 
 
 def _reason(body: bytes) -> str:

@@ -45,6 +45,7 @@ SocketAddress = Annotated[
 Mode = Annotated[str, Meta(pattern=r"\A0?[0-7]{3}\Z", description='an octal mode in quotes, such as "0660"')]
 Group = Annotated[int, Meta(ge=-1, le=0xFFFFFFFE, description="the number of a group, or -1")]
 Word = Annotated[str, Meta(min_length=1, max_length=512, description="a text of 1 to 512 characters")]
+OptionalName = Annotated[str, Meta(max_length=512, description="a text of at most 512 characters")]
 NameBytes = Annotated[int, Meta(ge=1, le=4095, description="a whole number from 1 to 4095")]
 DocumentBytes = Annotated[int, Meta(ge=1, le=16 << 20, description="a whole number from 1 to 16777216")]
 Layers = Annotated[int, Meta(ge=1, le=500, description="a whole number from 1 to 500")]
@@ -81,6 +82,19 @@ class LimitsConfig:
     path_bytes: NameBytes = _key(4095, "A name in a layer.")
     manifest_bytes: DocumentBytes = _key(4 << 20, "A manifest, an index or a config.")
     layers: Layers = _key(127, "Layers of an image.")
+
+
+@dataclass(frozen=True, slots=True)
+class PrepullConfig:
+    """The section `[prepull]`: what the node is to have before anybody asks. It is pinned."""
+
+    sandbox: OptionalName = _key(
+        "",
+        "The image of pod sandboxes, as the runtime's configuration names it (sandbox_image, pinned_images.sandbox,\n"
+        "pause_image); it goes first. Runtimes do not fetch it from here: without it no pod starts. Empty: none.",
+    )
+    images: tuple[Word, ...] = _key((), "More images, by name.")
+    retry_seconds: Patience = _key(300, "The longest pause between two tries; it begins with a second and doubles.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +262,7 @@ class Config:
         "The same for registries.conf and its drop-ins, when they block a registry or read it from elsewhere; or\n"
         "read, to follow them: short names, mirrors, locations, blocked registries. Read at start and on SIGHUP.",
     )
+    prepull: PrepullConfig = field(default_factory=PrepullConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
 

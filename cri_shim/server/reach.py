@@ -17,6 +17,7 @@ from cri_shim.registry.registriesconf import NO_RULES
 from cri_shim.registry.registriesfile import read_registries_conf, registries_problems
 from cri_shim.registry.tls import Contexts
 from cri_shim.registry.transport import Transport
+from cri_shim.server.keep import names_that_are_none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,7 +122,7 @@ def must_be_right(config: Config) -> None:
 def problems_of(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return everything that can be told to be wrong without asking a registry, TLS files and proxies included."""
     contexts = Contexts()
-    found = [*_broken_files(config), *_restrictions(config)]
+    found = [*_broken_files(config), *_restrictions(config), *names_that_are_none(config)]
     terms = list(Hosts(":".join(config.certs_dirs)).tls())
     try:
         terms += proxies_of(config, environ).tls

@@ -26,6 +26,7 @@ from cri_shim.server.convert import Spelling
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
 from cri_shim.server.imagepage import image_page
+from cri_shim.server.keep import pinned_of, prepull_of
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
@@ -111,8 +112,9 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, re
     gate = Gate()
     listen = path_of(config.listen)
     make_free(listen)
+    prepull = prepull_of(config)
     async with open_images(config) as images:
-        pages = {"/status": lambda: _status(config, images, gate)}
+        pages = {"/status": lambda: {**_status(config, images, gate), "prepull": prepull.status()}}
         questions: dict[str, Question] = {
             "/explain": lambda query: images.explain(query.get("image", "")),
             "/image": lambda query: image_page(images, query.get("image", "")),
@@ -122,6 +124,7 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, re
             _listening(config, listen, images, gate),
             _telling(notifier, images),
             _while(reload.forever(again, notifier)),
+            _while(prepull.run(images)),
         ):
             gc.freeze()  # what was loaded stays; to look through 5 000 images for garbage holds up calls for 90 ms
             particulars = fields(listen=listen, root=config.root, runtime=config.runtime, version=VERSION)
@@ -158,7 +161,7 @@ async def _while(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _listening(config: Config, listen: Path, images: Images, gate: Gate) -> AsyncIterator[None]:
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
-    node = Node(Spelling(config.runtime, config.pinned), config.root, frozenset(config.runtime_handlers))
+    node = Node(Spelling(config.runtime, pinned_of(config)), config.root, frozenset(config.runtime_handlers))
     services = (ImageService(images, node, gate), RuntimeService(images, gate))
     server.add_generic_rpc_handlers(tuple(methods_of(service) for service in services))
     try:

@@ -74,13 +74,13 @@ class World:
             runtime="containerd",
             containerd_address=str(self.containerd.socket),
             containerd_root=str(self.containerd.root),
-            pinned=[self.pause],
         )
         self.shim.trust(self.registry.host)
+        self.shim.environ = {"CRI_SHIM_PREPULL_SANDBOX": self.pause}
         self.shim.start()
         self.pods = Pods(base / "p", self.containerd.socket, self.shim.socket)
         self.id = self.shim.pull(self.app)
-        self.shim.pull(self.pause)
+        until(lambda: self.shim.status()["prepull"][0]["state"] == "here")
 
     def push(self, tag: str, name: str) -> None:
         self.registry.push(self.layouts[tag], tag, name)
@@ -119,6 +119,12 @@ def fresh(request, place, layouts):
     made = World(place / "w", request.param, layouts)
     yield made
     made.close()
+
+
+def test_the_sandbox_image_came_by_itself_and_is_pinned(world):
+    assert [row["name"] for row in world.shim.status()["prepull"]] == [world.pause]
+    assert world.shim.inspect(world.pause)["status"]["pinned"]
+    assert not world.shim.inspect(world.app)["status"]["pinned"]
 
 
 def names_of(world):
@@ -264,13 +270,13 @@ def test_killed_in_the_middle_nothing_half_is_seen_and_the_next_start_cleans_up(
     fresh.shim.crictl("rmi", fresh.app)
     before = (fresh.records(), {key for key, kind in fresh.snapshots().items() if kind == "Committed"})
     fresh.shim.stop()
-    fresh.shim.environ = {"CRI_SHIM_FAILPOINTS": "graft.syncfs=kill@2"}
+    fresh.shim.environ["CRI_SHIM_FAILPOINTS"] = "graft.syncfs=kill@2"
     fresh.shim.start()
     assert fresh.shim.crictl("pull", fresh.app, check=False).returncode
     fresh.shim.process.wait()
     assert fresh.records() == before[0]
     assert "Active" in fresh.snapshots().values()
-    fresh.shim.environ = {}
+    del fresh.shim.environ["CRI_SHIM_FAILPOINTS"]
     fresh.shim.start()
     until(lambda: fresh.id in fresh.records())  # its bytes were here: it is given without another pull
     until(lambda: "Active" not in fresh.snapshots().values())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -171,9 +172,11 @@ class Containerd:
         whole = False
         with suppress(HandOffFailed):  # a plugin that starts refuses to tell; registering waits for it
             whole = await self._publisher.is_whole(image, _ASK_SECONDS)
+        begun = time.monotonic()
         try:
             if not whole:
                 await self._publisher.publish(image)
+                _log.info("containerd has image %s after %.3f s", image.id, time.monotonic() - begun)
         except (HandOffFailed, StoreDamaged, RootfsError) as error:
             self._failure = str(error)
             raise
