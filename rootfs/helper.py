@@ -298,7 +298,7 @@ class _Server:
 
     def _settle(self, job: _Job, code: int) -> None:
         """Decide what becomes of the layer under staging that the job was about."""
-        self._sweep_wanted = self._sweep_wanted or job.kind == "recover"
+        self._sweep_wanted = self._sweep_wanted or job.kind in ("recover", "unchain")
         if job.staging not in self._staged:
             return
         if job.kind in _MAKING and code == child.DONE and not job.cancelled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -113,6 +114,10 @@ def test_the_helper_makes_and_drops_them(tmp_path, layout):
         assert is_entry(layout, TOP.name)
         helper.unchain((TOP.name,)).future.result(30)
         assert not is_entry(layout, TOP.name)
+        deadline = time.monotonic() + 30
+        while os.listdir(tmp_path / "store/trash") and time.monotonic() < deadline:
+            time.sleep(0.01)  # the helper sweeps by itself
+        assert os.listdir(tmp_path / "store/trash") == []
         with pytest.raises(RootfsError):
             helper.chain((ChainEntry("..", "base", ()),), sync="off")
     finally:
