@@ -1,12 +1,15 @@
-"""What every test may need: the `needs` marker and a clean umask."""
+"""What every test may need: the `needs` marker, the order of the last ones, and that no secret is written down."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+from tests import unspoken
 
 REQUIRED = os.environ.get("CRI_SHIM_REQUIRE_ALL") == "1"
 
@@ -22,7 +25,40 @@ def missing(what: str) -> str | None:
     return None if found else f"the program {what}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks back on a run comes last in it."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run without that last test fails by what it would have found."""
+    found = unspoken.findings()
+    if found and session.exitstatus == 0:
+        print("\nsecrets were written down:", *found, sep="\n")
+        session.exitstatus = 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, object, object]:
+    """A test in whose own process a secret is logged, or written below a root, fails."""
+    report = yield
+    if call.when == "call" and report.passed and (found := _written_by(item, report.caplog)):
+        report.outcome = "failed"
+        report.longrepr = "\n".join(["secrets were written down:", *found])
+    return report
+
+
+def _written_by(item: pytest.Item, log: str) -> list[str]:
+    found = [f"the log: {name}" for name in unspoken.KNOWN.spoken_in_test(log.encode(errors="surrogateescape"))]
+    base = getattr(item, "funcargs", {}).get("tmp_path")
+    if base is not None and (base / "root/index.db").exists():
+        for path in unspoken.files_below(base / "root", base / "state"):
+            found += [f"{path}: {name}" for name in unspoken.KNOWN.spoken_in_test(path.read_bytes())]
+    return found
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    unspoken.KNOWN.next_test()
     for marker in item.iter_markers("needs"):
         lacking = [reason for what in marker.args if (reason := missing(str(what)))]
         if lacking and REQUIRED:

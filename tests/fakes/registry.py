@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from tests.fakes.images import OCI_MANIFEST, FakeImage, FakeIndex, digest_of
 from tests.fakes.misbehaviour import Answer, Behaviour, Exchange, Finished, Gate, Seen, held
+from tests.unspoken import KNOWN
 
 if TYPE_CHECKING:
     import ssl
@@ -39,6 +40,9 @@ class Basic:
     """Every path wants one of these users."""
 
     users: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        _note(self.users)
 
     def challenge(self, registry: FakeRegistry, path: str) -> str:
         return 'Basic realm="fake"'
@@ -69,6 +73,11 @@ class Bearer:
     post: bool = True
     private: Mapping[str, frozenset[str]] = field(default_factory=dict)
     more: Mapping[str, object] = field(default_factory=lambda: {"expires_in": 300})
+
+    def __post_init__(self) -> None:
+        _note(self.users)
+        for word in (*self.refresh, *self.given):
+            KNOWN.add("token", word)
 
     def challenge(self, registry: FakeRegistry, path: str) -> str:
         realm = self.realm or f"{registry.url}/token"
@@ -106,6 +115,11 @@ class Bearer:
         if "authorization" not in request.headers:
             return ""
         return basic_user(request, self.users)
+
+
+def _note(users: Mapping[str, str]) -> None:
+    for name, password in users.items():
+        KNOWN.add(f"password of {name}", password)
 
 
 def basic_user(request: Seen, users: Mapping[str, str]) -> str | None:
@@ -249,7 +263,7 @@ class FakeRegistry:
         with self._lock:
             token = f"token{len(self.tokens) + 1}-of-{self.port}"
             self.tokens[token] = scope
-            return token
+            return KNOWN.add("token", token)
 
     # How it answers
 

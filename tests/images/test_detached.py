@@ -56,8 +56,8 @@ async def test_it_comes_to_its_end_with_nobody(tmp_path: Path, registry: FakeReg
 
 
 async def test_who_may_not_have_it_gets_nothing_of_it(tmp_path: Path, registry: FakeRegistry) -> None:
-    registry.auth = Basic({"ada": "a", "bob": "b"})
-    ada, bob = (from_auth_config(name, name[0], "", "", "", "") for name in ("ada", "bob"))
+    registry.auth = Basic({"ada": "word-of-ada", "bob": "word-of-bob"})
+    ada, bob = (from_auth_config(name, f"word-of-{name}", "", "", "", "") for name in ("ada", "bob"))
     async with running_images(config_for(tmp_path, registry, pull_grace_seconds=3600)) as images:
         gate = await left(images, registry, ada)
         for nobody in (None, from_auth_config("ada", "x", "", "", "", "")):

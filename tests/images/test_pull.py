@@ -309,7 +309,7 @@ async def test_failed_pulls_name_the_image_the_host_and_what_was_tried(
 ) -> None:
     with pytest.raises(NotFound, match=rf"pull {registry.host}/none:latest: manifest: .*404"):
         await images.pull(f"{registry.host}/none", None)
-    registry.auth = Basic({"ada": "right"})
+    registry.auth = Basic({"ada": "right-word"})
     given = from_auth_config("ada", "wrong-secret", "", "", "", "")
     with pytest.raises(Unauthenticated) as caught:
         await images.pull(f"{registry.host}/none", given)
@@ -324,14 +324,14 @@ async def test_failed_pulls_name_the_image_the_host_and_what_was_tried(
 
 async def test_another_tenant_must_show_the_same_right(registry: FakeRegistry, images: Images) -> None:
     registry.add("private/app", sample(), tag="1")
-    registry.auth = Basic({"ada": "a", "bob": "b"})
-    ada = from_auth_config("ada", "a", "", "", "", "")
+    registry.auth = Basic({"ada": "word-a", "bob": "word-b"})
+    ada = from_auth_config("ada", "word-a", "", "", "", "")
     assert (await images.pull(f"{registry.host}/private/app:1", ada)).tags
     for nobody in (None, from_auth_config("eve", "x", "", "", "", "")):
         with pytest.raises(Unauthenticated):
             await images.pull(f"{registry.host}/private/app:1", nobody)
     registry.forget()
-    bob = from_auth_config("bob", "b", "", "", "", "")
+    bob = from_auth_config("bob", "word-b", "", "", "", "")
     assert (await images.pull(f"{registry.host}/private/app:1", bob)).tags
     assert registry.count("GET", "/blobs/") == 0
 

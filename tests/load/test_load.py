@@ -63,11 +63,11 @@ def test_a_thousand_pulls_of_one_image_with_two_credentials(tmp_path, registry):
     """All of them are on their way before the first byte of a layer comes."""
     wanted = big_image("a")
     registry.add("app", wanted, tag="1")
-    registry.auth = Basic({"ada": "a", "bob": "b"})
+    registry.auth = Basic({"ada": "word-a", "bob": "word-b"})
     gate = registry.hold("/blobs/")
     works = [
         Work("PullImage", PULLS // CLIENTS, PULLS // CLIENTS, f"{registry.host}/app:1", user)
-        for user in ("ada:a", "bob:b") * 2
+        for user in ("ada:word-a", "bob:word-b") * 2
     ]
     with serving(tmp_path, registry) as shim, crowd(shim.socket, works) as clients:
         clients.go()

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.real import samples
-from tests.real.node import Node, Secrets
+from tests.real.node import Node
 from tests.real.peers import Containerd
 from tests.real.programs import cache_dir
 from tests.real.registry import DockerRegistry
 from tests.real.shim import Shim
+from tests.unspoken import KNOWN
 
 HERE = Path(__file__).parent
 NEED_NOTHING = ("test_trees.py", "test_report.py")
@@ -85,16 +86,16 @@ def containerd(work, registry):
 @pytest.fixture(scope="session")
 def secrets():
     """Every secret of the run: `secrets.new("ada")` makes one."""
-    return Secrets()
+    return KNOWN
 
 
 @pytest.fixture
-def node(place, secrets):
-    """Make daemons that are searched for every secret of the run when they end: `node(host, ..., **config)`."""
+def node(place):
+    """Make daemons with places for credentials: `node(host, ..., **config)`."""
     running = []
 
     def make(*hosts, **options):
-        one = Node(place / f"n{len(running)}", secrets, **options)
+        one = Node(place / f"n{len(running)}", **options)
         running.append(one)
         for host in hosts:
             one.trust(host)
@@ -103,7 +104,7 @@ def node(place, secrets):
     yield make
     for one in running:
         one.stop()
-    assert [line for one in running for line in one.found()] == []
+    assert [line for one in running for life in one.lives for line in life.end()] == []
 
 
 @pytest.fixture

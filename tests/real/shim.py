@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -9,15 +10,24 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from tests.real.programs import run, stop
+from tests.unspoken import KNOWN, Life, files_below, page
 
 START_SECONDS = 60
 
 
 class Shim:
-    """cri-shim serve with everything below *base*. A second one may stand on the same paths."""
+    """cri-shim serve with everything below *base*. A second one may stand on the same paths.
+
+    Attributes:
+        inputs: files and directories that are the test's own; all else below *base* and *root* the daemon wrote.
+        lives: each time it was started.
+    """
+
+    look_seconds = 0.5
 
     def __init__(self, base: Path, **config) -> None:
         self.base, self.root, self.state = base, base / "root", base / "run"
@@ -37,6 +47,8 @@ class Shim:
         self.process: subprocess.Popen | None = None
         self.enter: tuple[str, ...] = ()  # before its command: into another network, say
         self.environ: dict[str, str] = {}
+        self.inputs = {self.certs, self.kubelet, base / "config.toml", base / "crictl.yaml"}
+        self.lives: list[Life] = []
 
     def trust(self, host: str, url: str = "") -> None:
         """Let the daemon reach registry *host* at *url* (plain HTTP on *host* itself when not given)."""
@@ -66,21 +78,35 @@ class Shim:
                 stderr=log,
                 env={**os.environ, **self.environ, "NOTIFY_SOCKET": str(address)},
             )
+            self.lives.append(Life(self.process.pid, self.written, self.look_seconds))
             self._wait_ready(notified)
         return self
 
     def stop(self) -> int:
         """Ask it to stop and return its exit code."""
+        if self.process.poll() is None:
+            self.lives[-1].ask_pages(self.state / "admin.sock")
         stop(self.process)
+        self.lives[-1].end()
         return self.process.returncode
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.lives[-1].end()
+
+    def written(self) -> list[Path]:
+        """Every file that the daemon may have written."""
+        apart = () if Path(self.config["root"]).is_relative_to(self.base) else (Path(self.config["root"]),)
+        return list(files_below(self.base, *apart, inputs=self.inputs))
 
     def crictl(self, *words: str, check: bool = True, timeout: int = 300) -> subprocess.CompletedProcess:
-        """Run crictl on this daemon."""
-        return crictl(self.socket, *words, check=check, timeout=timeout)
+        """Run crictl on this daemon; what it says is searched for secrets, and those that it is given are known."""
+        _note_secrets(words)
+        done = crictl(self.socket, *words, check=check, timeout=timeout)
+        if self.lives:
+            self.lives[-1].keep("crictl", done.stdout + done.stderr)
+        return done
 
     def pull(self, name: str) -> str:
         """Pull *name* with crictl and return the reference that it prints."""
@@ -118,11 +144,7 @@ class Shim:
 
     def status(self) -> dict:
         """The page of the admin socket."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as admin:
-            admin.connect(str(self.state / "admin.sock"))
-            admin.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            with admin.makefile("rb") as answer:
-                return json.loads(answer.read().partition(b"\r\n\r\n")[2])
+        return json.loads(page(self.state / "admin.sock", "/status"))
 
     def _wait_ready(self, notified: socket.socket) -> None:
         ended = os.pidfd_open(self.process.pid)
@@ -134,6 +156,14 @@ class Shim:
                     return
         finally:
             os.close(ended)
+
+
+def _note_secrets(words: tuple[str, ...]) -> None:
+    for way, word in pairwise(words):
+        if way == "--creds" and ":" in word:
+            KNOWN.add("--creds", word.partition(":")[2])
+        if way == "--auth":
+            KNOWN.add("--auth", base64.b64decode(word + "==").decode(errors="replace").partition(":")[2] or word)
 
 
 def crictl(sock: Path, *words: str, check: bool = True, timeout: int = 300) -> subprocess.CompletedProcess:

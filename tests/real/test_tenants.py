@@ -56,8 +56,6 @@ class Tenants:
 def tenants(work, secrets):
     made = Tenants(work, secrets)
     yield made
-    for token in made.tokens.tokens:
-        secrets.add("token", token)
     made.close()
 
 
@@ -70,7 +68,7 @@ def shim(node, tenants):
 
 
 def test_a_present_image_is_not_opened_by_its_name(shim, tenants):
-    for words in ((), ("--creds", tenants.creds("eve")), ("--creds", "ada:guessed")):
+    for words in ((), ("--creds", tenants.creds("eve")), ("--creds", "ada:guessed-word")):
         said = shim.refused(tenants.name, *words)
         assert "code = Unauthenticated" in said
         assert tenants.host in said
@@ -129,7 +127,7 @@ def test_a_pull_in_flight_is_not_joined(node, secrets):
         command = ["crictl", "--config", str(config), "pull", "--creds", f"ada:{users['ada']}", name]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as adas:
             gate.wait_arrived()
-            for words in ((), ("--creds", "eve:guessed")):
+            for words in ((), ("--creds", "eve:guessed-word")):
                 assert "code = Unauthenticated" in shim.refused(name, *words)
             assert adas.poll() is None
             gate.release()

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.real.programs import LOOPBACK, run
+from tests.unspoken import KNOWN
 
 ISSUER, SERVICE = "tests", "registry"
 LASTING_SECONDS = 300
@@ -29,7 +30,6 @@ class TokenServer:
         base.mkdir(parents=True)
         self.users, self.rights = users, rights
         self.given: list[tuple[str, str]] = []
-        self.tokens: list[str] = []
         self._key, self.certificate = base / "key.pem", base / "cert.pem"
         run(
             "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=tests", "-days", "2",
@@ -63,7 +63,7 @@ class TokenServer:
         scopes = [scope for text in form.get("scope", ()) for scope in text.split()]
         token = self._signed([access for scope in scopes for access in self._granted(name, scope)])
         self.given.append((name, " ".join(scopes)))
-        self.tokens.append(token)
+        KNOWN.add("token", token)
         return 200, {"token": token, "access_token": token, "expires_in": LASTING_SECONDS}
 
     def _granted(self, name: str, scope: str) -> Iterable[dict]:

@@ -345,7 +345,7 @@ def test_a_host_without_pull_is_not_asked_for_blobs(desk, registry, sample):
 
 
 def test_all_tries_are_listed(desk, registry, kit):
-    registry.auth = Basic({"other": "x"})
+    registry.auth = Basic({"other": "other-word"})
     with FakeRegistry() as mirror:
         name = with_mirrors(desk, registry, mirror)
         desk.hosts_toml("reg.test", f'server = "http://reg.test:{registry.port}"\n[host."{mirror.url}"]\n')

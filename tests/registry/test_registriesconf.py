@@ -283,15 +283,15 @@ def test_blocked_is_not_asked(client, registry):
 
 
 def test_credentials_stay_with_the_registry_that_is_named(client, desk, registry, kit):
-    registry.auth = Basic({"robot": "pw"})
+    registry.auth = Basic({"robot": "robot-word"})
     desk.mirror_credentials = lambda name: (
-        [Credential(username="robot", password=Secret("pw"), source="file")] if "/team/app" in name else []
+        [Credential(username="robot", password=Secret("robot-word"), source="file")] if "/team/app" in name else []
     )
     client(conf(entry("reg.io/foo", "in.corp/team")), in_corp=registry)
     found = desk.manifest("reg.io/foo/app:v1", kit.user("me", "of-reg-io"))
     assert found.credential.username == "robot"
     shown = {one.headers.get("authorization", "") for one in registry.log}
-    assert shown == {"", "Basic " + base64.b64encode(b"robot:pw").decode()}
+    assert shown == {"", "Basic " + base64.b64encode(b"robot:robot-word").decode()}
     with pytest.raises(Unauthenticated):
         desk.manifest("reg.io/foo/none:v1", kit.user("me", "of-reg-io"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import sys
 from contextlib import asynccontextmanager
@@ -25,11 +26,34 @@ async def open_images(config):
     print("images closed", flush=True)
 
 
+class Both(io.TextIOBase):
+    """A stream that is two: what the test reads, and what is searched for secrets."""
+
+    def __init__(self, *streams):
+        self._streams = streams
+
+    def write(self, text):
+        for stream in self._streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self):
+        for stream in self._streams:
+            stream.flush()
+
+
+def _kept(base):
+    try:
+        return open(f"{base}/daemon.log", "a")
+    except OSError:  # a root that cannot be written, for example
+        return open(os.devnull, "a")
+
+
 def main() -> int:
     base, *settings = sys.argv[1:]
     keys = {"root": f"{base}/root", "state": f"{base}/state", "listen": f"unix://{base}/cri.sock", "drain_seconds": 0}
     keys |= dict(setting.split("=", 1) for setting in settings)
-    with logging_to(sys.stderr, "info", "text"):
+    with _kept(base) as kept, logging_to(Both(sys.stderr, kept), "info", "text"):
         try:
             serve.run(
                 Config(**{**keys, "drain_seconds": int(keys["drain_seconds"])}),

@@ -9,6 +9,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.unspoken import Life, files_below
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -26,11 +28,14 @@ def running(base, *settings):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command(base, *settings), cwd=ROOT, env=environ, **pipes) as daemon:
             try:
+                life = Life(daemon.pid, lambda: list(files_below(base)))
                 while manager.recv(100) != b"READY=1":
                     pass
                 yield daemon, manager
             finally:
+                life.ask_pages(base / "state/admin.sock")
                 daemon.kill()
+                life.end()
 
 
 def descriptors(pid: int) -> int:

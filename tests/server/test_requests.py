@@ -198,18 +198,21 @@ def in_base64(text: str) -> str:
         ({"auth": "hunter2 is no base64!"}, Code.INVALID_ARGUMENT),
         ({"auth": in_base64("hunter2")}, Code.INVALID_ARGUMENT),  # no colon
         ({"auth": base64.b64encode(b"\xff\xfe:hunter2").decode()}, Code.INVALID_ARGUMENT),
-        ({"username": "ada", "password": "p:q"}, "pulled"),
-        ({"auth": in_base64("ada:p:q")}, "pulled"),  # the password is what follows the first colon
-        ({"auth": in_base64("ada:p:q\0\0\0")}, "pulled"),
-        ({"username": "ada", "password": "p:q", "auth": in_base64("eve:x")}, "pulled"),  # the user name counts first
+        ({"username": "ada", "password": "word:q"}, "pulled"),
+        ({"auth": in_base64("ada:word:q")}, "pulled"),  # the password is what follows the first colon
+        ({"auth": in_base64("ada:word:q\0\0\0")}, "pulled"),
+        (
+            {"username": "ada", "password": "word:q", "auth": in_base64("eve:word:x")},
+            "pulled",
+        ),  # the user name counts first
         ({"username": "ada"}, Code.UNAUTHENTICATED),
         ({"username": "ada", "password": "hunter2"}, Code.UNAUTHENTICATED),
-        ({"username": "ada", "password": "p:q", "server_address": "elsewhere.io"}, Code.UNAUTHENTICATED),
+        ({"username": "ada", "password": "word:q", "server_address": "elsewhere.io"}, Code.UNAUTHENTICATED),
         ({}, Code.UNAUTHENTICATED),
     ],
 )
 async def test_c17_credentials_of_a_request(service, registry, auth, outcome):
-    registry.auth = Basic({"ada": "p:q"})
+    registry.auth = Basic({"ada": "word:q"})
     pull = service.pull(f"{registry.host}/app:1", auth=auth)
     if outcome == "pulled":
         assert await pull == sample().id
@@ -225,13 +228,13 @@ async def test_c17_credentials_of_a_request(service, registry, auth, outcome):
     [
         ({"identity_token": "idtok"}, ("POST", "refresh_token", "idtok")),
         ({"identity_token": "idtok", "auth": in_base64("ada:x"), "registry_token": "y"}, ("POST", "refresh_token", "idtok")),
-        ({"username": "ada", "password": "p:q", "identity_token": "z", "registry_token": "y"}, ("ada", "p:q")),
+        ({"username": "ada", "password": "word:q", "identity_token": "z", "registry_token": "y"}, ("ada", "word:q")),
         ({"registry_token": "regtok"}, ()),
     ],
     ids=["identity token", "identity before auth", "all at once", "registry token"],
 )  # fmt: skip
 async def test_c17_tokens_of_a_request(service, registry, auth, form):
-    registry.auth = Bearer(users={"ada": "p:q"}, refresh=frozenset({"idtok"}), given=frozenset({"regtok"}))
+    registry.auth = Bearer(users={"ada": "word:q"}, refresh=frozenset({"idtok"}), given=frozenset({"regtok"}))
     assert await service.pull(f"{registry.host}/app:1", auth=auth) == sample().id
     asked = registry.requests(path="/token")
     if form and form[0] == "POST":

@@ -63,10 +63,10 @@ async def test_c07_a_hundred_pulls_of_one_image(service, registry):
 
 async def test_c07_each_credential_asks_for_the_manifest_itself(service, registry):
     """Whoever joins a pull must show that the registry lets him; the blobs come once all the same."""
-    registry.auth = Basic({"ada": "a", "bob": "b"})
+    registry.auth = Basic({"ada": "word-a", "bob": "word-b"})
     gate = registry.hold("/blobs/")
     name = f"{registry.host}/app:1"
-    users = [{"username": "ada", "password": "a"}, {"username": "bob", "password": "b"}, {"username": "eve"}]
+    users = [{"username": "ada", "password": "word-a"}, {"username": "bob", "password": "word-b"}, {"username": "eve"}]
     pulls = [asyncio.ensure_future(service.pull(name, auth=user)) for user in users * 5]
     await until(lambda: registry.count("GET", "/blobs/") and all(pull.done() for pull in pulls[2::3]))
     gate.release()
