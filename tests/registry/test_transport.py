@@ -86,5 +86,5 @@ def test_replies_can_be_closed_twice(transport, registry):
 
 def test_pools_are_bounded(transport):
     for port in range(1, 200):
-        transport._pool(Request("GET", parse_url(f"http://127.0.0.1:{port}/")))
+        transport._pool(Request("GET", parse_url(f"http://127.0.0.1:{port}/")), None)
     assert len(transport._pools) == 64
