@@ -22,15 +22,19 @@ VERBS: Final = {
     "bundle": "make an OCI bundle of an image that is here, for runc or crun",
     "mount": "mount an image that is here, read-only",
     "umount": "take away what mount or bundle mounted",
+    "import": "take images out of an archive, a directory or standard input into the running daemon",
     "config": "show the defaults or the effective configuration, or check it",
     "version": "show the version of cri-shim and of what it stands on",
 }
 
 
+_MODULES: Final = {"import": "importing"}  # no module can be called so
+
+
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the verb that *argv* names and return the exit code."""
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    module: Any = import_module(f"cri_shim.cli.{chosen}") if chosen in VERBS else None
+    module: Any = import_module(f"cri_shim.cli.{_MODULES.get(chosen, chosen)}") if chosen in VERBS else None
     parser = _parser(chosen, module)
     options = parser.parse_args(argv)
     if module is None:

@@ -12,6 +12,7 @@ for themselves, which as a rule costs a HEAD.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import time
@@ -32,7 +33,7 @@ from rootfs import errors
 from rootfs.errors import ContentMismatch, JobCancelled, LayerRejected, LimitExceeded
 
 if TYPE_CHECKING:
-    from cri_shim.images.network import Network, Source
+    from cri_shim.images.network import Origin, Source
     from cri_shim.images.progress import LayerProgress
     from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.registry.client import Delivered
@@ -91,7 +92,7 @@ class Unpacking:
 class Layers:
     """The layers on their way to this node."""
 
-    def __init__(self, store: Store, network: Network, unpacking: Unpacking) -> None:
+    def __init__(self, store: Store, network: Origin, unpacking: Unpacking) -> None:
         self._store = store
         self._network = network
         self._unpacking = unpacking
@@ -99,6 +100,12 @@ class Layers:
         self._flights: Flights[Want, None] = Flights()
         self._transfers: dict[Want, Transfer] = {}
         self._arriving: dict[Digest, asyncio.Event] = {}
+
+    def out_of(self, network: Origin) -> Layers:
+        """Return the same layers on their way out of another *network*; one blob still arrives once at a time."""
+        other = copy.copy(self)
+        other._network = network  # noqa: SLF001 (of its own class)
+        return other
 
     @property
     def transfers(self) -> tuple[Transfer, ...]:

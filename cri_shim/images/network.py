@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cri_shim.registry.cancel import Cancel
 
@@ -31,16 +31,48 @@ class Source:
 
     reference: Reference
     credentials: tuple[Credential, ...]
+    origin: str = ""
 
     @property
     def registry(self) -> str:
-        """The registry's name."""
-        return self.reference.registry
+        """The registry's name, or that of what is in its place."""
+        return self.origin or self.reference.registry
 
     @property
     def repository(self) -> str:
         """The repository's path."""
         return self.reference.repository
+
+
+class Origin(Protocol):
+    """What a pull asks: the registries (`Network`), or an archive in their place."""
+
+    async def resolve(self, reference: Reference, credentials: Sequence[Credential]) -> Resolved:
+        """Tell what a name stands for."""
+
+    async def manifest(
+        self, reference: Reference, credentials: Sequence[Credential], digest: Digest | None = None
+    ) -> Fetched:
+        """Return a manifest or an index, verified."""
+
+    async def document(self, source: Source, descriptor: Descriptor, limit_bytes: int) -> bytes:
+        """Return a small blob, verified."""
+
+    async def has_blob(self, source: Source, descriptor: Descriptor) -> bool:
+        """Tell whether a blob is to be had."""
+
+    async def download(
+        self,
+        source: Source,
+        descriptor: Descriptor,
+        sink: Sink,
+        begun: Callable[[], None],
+        avoid: frozenset[str] = frozenset(),
+    ) -> Delivered:
+        """Bring a layer blob into *sink*; nobody has verified it then."""
+
+    async def has_others(self, source: Source, avoid: frozenset[str]) -> bool:
+        """Tell whether somebody else than *avoid* may have blobs of *source*."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +128,7 @@ class Network:
         """Bring a layer blob into *sink*, from other hosts than *avoid*. *begun* is called when it is its turn."""
         async with self._downloads:
             begun()
-            return await _in_thread(
+            return await in_thread(
                 self._threads.downloads,
                 lambda cancel: self._client.download(
                     source.reference, descriptor, source.credentials, sink, cancel, avoid=avoid
@@ -108,10 +140,11 @@ class Network:
         return await self._ask(lambda _: self._client.hosts_for_blobs(source.reference, avoid) > 0)
 
     async def _ask(self, call: Callable[[Cancel], T]) -> T:
-        return await _in_thread(self._threads.questions, call)
+        return await in_thread(self._threads.questions, call)
 
 
-async def _in_thread(executor: Executor, call: Callable[[Cancel], T]) -> T:
+async def in_thread(executor: Executor, call: Callable[[Cancel], T]) -> T:
+    """Run *call* in a thread; when the caller leaves, it is told to stop and not waited for."""
     cancel = Cancel()
     future = asyncio.get_running_loop().run_in_executor(executor, call, cancel)
     try:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cri_shim.auth.credential import Credential
     from cri_shim.images.forms import Forms
     from cri_shim.images.layers import Layers
-    from cri_shim.images.network import Network
+    from cri_shim.images.network import Origin
     from cri_shim.oci.manifest import Descriptor, ImageConfig, Layer, Manifest
     from cri_shim.oci.platforms import Platform
     from cri_shim.oci.reference import Reference
@@ -58,7 +58,8 @@ class Settings:
     *authorise* puts the credentials in order; it reads files and may run programs for a minute, so it has threads of
     its own. *worked* is told which credential opened a repository. *stale_seconds* is how long a credential that opened
     a name counts while the registry cannot be reached (see `openings`). *references* tells what a name means.
-    *grace_seconds* is how long a pull goes on that nobody waits for any more.
+    *grace_seconds* is how long a pull goes on that nobody waits for any more. *origin* stands in the place of a
+    registry's name in what is noted about deliveries; without *by_digest* an image gets no name by its digest.
     """
 
     platform: Platform
@@ -71,6 +72,8 @@ class Settings:
     stale_seconds: int = 0
     references: References = plainly
     grace_seconds: float = 0.0
+    origin: str = ""
+    by_digest: bool = True
 
 
 Publish = Callable[["Image"], "Awaitable[None]"]
@@ -113,7 +116,7 @@ class Puller:
     """Pulls in flight."""
 
     def __init__(
-        self, store: Store, network: Network, layers: Layers, forms: Forms, publish: Publish, settings: Settings
+        self, store: Store, network: Origin, layers: Layers, forms: Forms, publish: Publish, settings: Settings
     ) -> None:
         """*publish* gives the runtimes an image that is recorded."""
         self._store = store
@@ -249,7 +252,7 @@ class Puller:
             self._settings.worked(reference, fetched.credential)
             self._store.keep_document(fetched.digest, fetched.data, lease)
             others = tuple(credential for credential in credentials if credential is not fetched.credential)
-            source = Source(reference, (fetched.credential, *others))
+            source = Source(reference, (fetched.credential, *others), self._settings.origin)
             parsed = self._parsed(fetched.data, fetched.media_type)
             here = (Document(fetched.digest, len(fetched.data)),)
             chosen = await self._choose(source, parsed, here, lease)
@@ -344,7 +347,8 @@ class Puller:
         )
         deliveries = tuple(Delivery(source.registry, source.repository, doc.digest) for doc in chosen.documents)
         by_digest = str(replace(reference, tag=None, digest=found.target))
-        named = (str(reference), by_digest) if reference.digest is None else (by_digest,)
+        digests = (by_digest,) if self._settings.by_digest or reference.digest else ()
+        named = (str(reference), *digests) if reference.digest is None else digests
         return await self._store.put_image(image, named, deliveries, lease)
 
 

@@ -11,6 +11,7 @@ from cri_shim.store.image import Usage
 if TYPE_CHECKING:
     from cri_shim.auth.credential import Credential
     from cri_shim.images.explain import Explainer
+    from cri_shim.images.importing import Importer
     from cri_shim.images.layers import Layers
     from cri_shim.images.progress import PullProgress
     from cri_shim.images.publishing import Publishing
@@ -37,9 +38,11 @@ class Images:
         explainer: Explainer,
         publishing: Publishing,
         references: References = plainly,
+        importer: Importer | None = None,
     ) -> None:
         """*references* tells what a name means: several, the first that is here, for a short one."""
         self._store = store
+        self._importer = importer
         self._publishing = publishing
         self._references = references
         self._explainer = explainer
@@ -56,6 +59,16 @@ class Images:
         if not name.strip():
             raise InvalidRequest("no image is named")
         return await self._puller.pull(name, given)
+
+    async def take(self, path: str, *, where: str, name: str, tag: str) -> tuple[tuple[str, Image], ...]:
+        """Import what lies at *path* (`importing.Importer.bring`) and return each name with its image.
+
+        Raises:
+            ShimError, RootfsError: what is wrong with it.
+        """
+        if self._importer is None:
+            raise InvalidRequest("nothing can be imported here")
+        return await self._importer.bring(path, where=where, name=name, tag=tag)
 
     async def close(self) -> None:
         """End what goes on although no caller waits for it."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import ShimError
 from cri_shim.server.endpoint import make_free, narrow_umask
+from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST_HEAD_BYTES = 8192
 _PATIENCE_SECONDS = 5.0
-_QUESTION_SECONDS = 300.0
+_QUESTION_SECONDS = 3600.0  # an import may copy many gigabytes
 _AT_ONCE = 16
 
 
@@ -82,7 +83,7 @@ class Admin:
     async def _told(self, page: Awaitable[object]) -> tuple[str, object]:
         try:
             return "200 OK", await page
-        except ShimError as error:
+        except (ShimError, RootfsError) as error:
             return "400 Bad Request", {"error": str(error)}
         except Exception as error:  # the admin socket must not end with what it is meant to look at
             log.error("an admin page failed", exc_info=error)

@@ -20,6 +20,7 @@ from cri_shim.host import this_platform
 from cri_shim.images import network
 from cri_shim.images.explain import Explainer, View
 from cri_shim.images.forms import Forms
+from cri_shim.images.importing import Importer
 from cri_shim.images.layers import Layers, Unpacking
 from cri_shim.images.network import Network
 from cri_shim.images.publishing import Publishing
@@ -124,9 +125,11 @@ def _images(config: Config, opened: Store, reach: Reach, sources: Sources, publi
         references=reach.hosts.references,
         meaning=reach.hosts.meaning,
     )
-    puller = Puller(opened, reached, layers, Forms(opened, config.sync), publishing.publish, settings)
+    forms = Forms(opened, config.sync)
+    puller = Puller(opened, reached, layers, forms, publishing.publish, settings)
+    importer = Importer(opened, threads, layers, forms, publishing.publish, settings)
     explainer = Explainer(opened.catalog, reach.client, view)
-    return Images(opened, puller, layers, explainer, publishing, reach.hosts.references)
+    return Images(opened, puller, layers, explainer, publishing, reach.hosts.references, importer)
 
 
 def _store_threads(config: Config) -> store.Threads:

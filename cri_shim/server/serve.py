@@ -26,6 +26,7 @@ from cri_shim.server.convert import Spelling
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
 from cri_shim.server.imagepage import image_page
+from cri_shim.server.importpage import import_page
 from cri_shim.server.keep import pinned_of, prepull_of
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
@@ -118,6 +119,7 @@ async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, re
         questions: dict[str, Question] = {
             "/explain": lambda query: images.explain(query.get("image", "")),
             "/image": lambda query: image_page(images, query.get("image", "")),
+            "/import": lambda query: import_page(images, query),
         }
         async with (
             admin_socket(Path(config.state) / "admin.sock", pages, questions),

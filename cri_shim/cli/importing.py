@@ -1,0 +1,76 @@
+"""`cri-shim import SOURCE`: have the running daemon take images out of an archive, a directory or standard input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import urllib.parse
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from cri_shim.cli.settings import add_settings, load_settings
+from cri_shim.cli.status import ask
+from cri_shim.errors import ShimError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping
+
+_PATIENCE_SECONDS = 3600.0
+_SPOOL = "/var/tmp"  # noqa: S108 (a file without a name)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Take the source, which image of it and its name, and the configuration that tells where the socket is."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="an OCI layout, an archive of one, what docker save wrote, or - for such a stream",
+    )
+    parser.add_argument("--image", default="", metavar="TAG", help="which image of it; all of them without")
+    parser.add_argument("--name", default="", metavar="NAME", help="the name that the image is to have")
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Ask the daemon, and print each name with the id of its image."""
+    config = load_settings(options, environ).config
+    with _opened(options.source) as descriptor:
+        # The daemon may see other directories than we do; what is open here it can open too.
+        query = {
+            "path": f"/proc/{os.getpid()}/fd/{descriptor}",
+            "where": options.source,
+            "name": options.name,
+            "image": options.image,
+        }
+        page = f"/import?{urllib.parse.urlencode(query)}"
+        answer = ask(Path(config.state) / "admin.sock", page, _PATIENCE_SECONDS)
+    for image in answer["images"]:
+        print(f"{image['name']} {image['id']}")
+    return 0
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[int]:
+    """Open *source*; a stream is put into a file without a name first, for archives are not read in order."""
+    try:
+        if source == "-":
+            with tempfile.TemporaryFile(dir=_SPOOL) as spool:
+                _spool(sys.stdin.buffer, spool)
+                yield spool.fileno()
+            return
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ShimError(f"{source} cannot be read: {error.strerror}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _spool(stream: BinaryIO, spool: BinaryIO) -> None:
+    shutil.copyfileobj(stream, spool, 1 << 20)
+    spool.flush()

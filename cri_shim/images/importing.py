@@ -1,0 +1,77 @@
+"""`import`: images out of an archive or a directory, by the same way as out of a registry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cri_shim.auth.credential import ANONYMOUS
+from cri_shim.images.archive import open_files
+from cri_shim.images.carried import ORIGIN, Carried
+from cri_shim.images.network import in_thread
+from cri_shim.images.offers import chosen, offers_of
+from cri_shim.images.pull import Puller
+from cri_shim.images.shortname import plainly
+
+if TYPE_CHECKING:
+    from cri_shim.images.archive import Files
+    from cri_shim.images.forms import Forms
+    from cri_shim.images.layers import Layers
+    from cri_shim.images.network import Threads
+    from cri_shim.images.offers import Offer
+    from cri_shim.images.pull import Publish, Settings
+    from cri_shim.oci.reference import Reference
+    from cri_shim.store.image import Image
+    from cri_shim.store.store import Store
+
+
+class Importer:
+    """Brings images of archives into *store*, beside the pulls that go on."""
+
+    def __init__(
+        self, store: Store, threads: Threads, layers: Layers, forms: Forms, publish: Publish, settings: Settings
+    ) -> None:
+        self._store = store
+        self._threads = threads
+        self._layers = layers
+        self._forms = forms
+        self._publish = publish
+        # Nobody's credential is involved, and none is told that it opened anything.
+        self._settings = replace(
+            settings,
+            authorise=lambda _reference, _given: (ANONYMOUS,),
+            worked=lambda _reference, _credential: None,
+            stale_seconds=0,
+            grace_seconds=0.0,
+            references=plainly,
+            origin=ORIGIN,
+        )
+
+    async def bring(self, path: str, *, where: str, name: str, tag: str) -> tuple[tuple[str, Image], ...]:
+        """Import what lies at *path* and return each name with its image.
+
+        Args:
+            path: of an OCI layout (a directory), or of an archive of one, or of what `docker save` writes.
+            where: what messages call it.
+            name: the name that the image is to have, "" for those in the archive.
+            tag: which image is meant, "" for all.
+
+        Raises:
+            ShimError, RootfsError: what is wrong; images that came before it are here.
+        """
+        files = await in_thread(self._threads.downloads, lambda _: open_files(path))
+        try:
+            offers = await in_thread(self._threads.downloads, lambda _: offers_of(files))
+            wanted = chosen(offers, name, tag)
+            return tuple([(str(one), await self._pulled(files, one, offer, where)) for one, offer in wanted])
+        finally:
+            files.close()
+
+    async def _pulled(self, files: Files, reference: Reference, offer: Offer, where: str) -> Image:
+        network = Carried(files, offer, self._threads, where)
+        settings = replace(self._settings, by_digest=offer.genuine)
+        puller = Puller(self._store, network, self._layers.out_of(network), self._forms, self._publish, settings)
+        try:
+            return await puller.pull(str(reference), None)
+        finally:
+            await puller.close()
