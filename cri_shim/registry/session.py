@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from cri_shim.errors import Unauthenticated
+from cri_shim.errors import Denied, Unauthenticated
 from cri_shim.registry.answers import named, refusal
 from cri_shim.registry.challenge import Challenge, choose, parse_challenges
 from cri_shim.registry.failure import HostFailed, Refused, RefusedAbroad
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from cri_shim.auth.credential import Credential
+    from cri_shim.errors import ShimError
     from cri_shim.registry.cancel import Cancel
     from cri_shim.registry.hosts import Host
     from cri_shim.registry.policy import Ip
@@ -59,6 +60,11 @@ class Memory:
         """Keep what worked."""
         with self._lock:
             _keep(self._wanted, (host, repository), wanted)
+
+    def forget(self, host: str, repository: str) -> None:
+        """Drop what *host* was found to want for *repository*."""
+        with self._lock:
+            self._wanted.pop((host, repository), None)
 
     def speaks_plain(self, host: str) -> bool:
         """Tell whether TLS was not to be had with *host*."""
@@ -122,6 +128,7 @@ class Session:
         self.attempts = attempts
         self.replaceable = replaceable
         self.wanted = wanted or means.memory.wanted(str(host.url), repository)
+        self._remembered = wanted is None and self.wanted is not None
         self.pace = means.pace
         self._means = means
         self._token: Token | None = None
@@ -167,7 +174,11 @@ class Session:
     def _authenticated(self, method: str, path: str, headers: Headers) -> Landed:
         """Send the request as what is known has it, and once more as a 401 has it."""
         request = self.host.request(method, path, headers)
-        landed = self._send(request, self._authorization())
+        try:
+            authorization = self._authorization()
+        except (Unauthenticated, Denied, HostFailed) as failure:
+            return self._asked_anew(request, failure)
+        landed = self._send(request, authorization)
         if landed.reply.status != 401 or landed.abroad:
             return self._taken(landed)
         shown, kept = self._shown_before(), self._token is not None and self._token.kept
@@ -180,6 +191,26 @@ class Session:
         if not self._can_show():
             return landed
         landed.reply.discard()
+        return self._taken(self._send(request, self._authorization()))
+
+    def _asked_anew(self, request: Request, failure: ShimError) -> Landed:
+        """Ask without a token, which was not to be had: what was remembered of the host may be out of date.
+
+        Raises:
+            ShimError: *failure*, when the host wants what it wanted, or has just said so.
+        """
+        if not self._remembered:
+            raise failure
+        self._remembered, before = False, self.wanted
+        self.wanted = None
+        landed = self._send(request, None)
+        if landed.reply.status != 401 or landed.abroad:
+            self._means.memory.forget(str(self.host.url), self.repository)
+            return landed
+        self._learn(landed.reply, self.host.request("GET", f"/{self.repository}"))
+        landed.reply.discard()
+        if self.wanted == before:
+            raise failure
         return self._taken(self._send(request, self._authorization()))
 
     def _taken(self, landed: Landed) -> Landed:

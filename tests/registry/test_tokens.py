@@ -158,6 +158,42 @@ def test_a_kept_token_that_is_not_taken_any_more_is_replaced_once(desk, registry
     assert paths(registry) == [GET, POST, GET]
 
 
+@pytest.mark.parametrize("realm", [status(404), status(500), drop(), status(200, b"{}")])
+def test_a_registry_that_wants_no_token_any_more(desk, registry, name, kit, realm):
+    registry.auth = Bearer(users=USERS, more={"expires_in": 60})
+    desk.manifest(name, kit.user())
+    registry.auth = None
+    desk.clock.now += 100
+    registry.on("*", "/token", realm)
+    registry.forget()
+    desk.manifest(name, kit.user())
+    assert paths(registry)[-1] == GET
+    registry.forget()
+    desk.manifest(name, kit.user())
+    assert paths(registry) == [GET]
+
+
+def test_a_registry_that_has_another_realm_now(desk, registry, name, kit):
+    registry.auth = Bearer(users=USERS, more={"expires_in": 60})
+    desk.manifest(name, kit.user())
+    desk.clock.now += 100
+    registry.on("*", "/token", status(404))
+    with FakeRegistry(address="127.0.0.2") as other:
+        other.auth = Bearer(users=USERS)
+        registry.auth = Bearer(given=frozenset({f"token1-of-{other.port}"}), realm=f"{other.url}/token")
+        desk.manifest(name, kit.user())
+        assert other.count("POST", "/token") == 1
+
+
+def test_a_credential_that_its_realm_refuses_costs_one_more_look(desk, registry, name, kit):
+    registry.auth = Bearer(users=USERS, more={"expires_in": 60})
+    desk.manifest(name, kit.user())
+    registry.forget()
+    with pytest.raises(Unauthenticated, match="gave no token"):
+        desk.manifest(name, kit.user(password="wrong-one"))
+    assert paths(registry) == [POST, TOKEN, GET]
+
+
 def test_a_fresh_token_that_is_refused_is_final(desk, registry, name, kit):
     registry.auth = Bearer(users=USERS, private={"team/app": frozenset({"her"})})
     with pytest.raises(Unauthenticated):
