@@ -10,8 +10,9 @@ failure, and to remove something there is always room: a ballast is thrown off f
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ class Index:
             StoreDamaged: the file is no index, is damaged, or was written by a newer cri-shim; it says what to do.
             NoSpace: the disk has no room for it.
         """
+        _keep_to_ourselves(path)
         try:
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -297,6 +299,16 @@ class Index:
             raise StoreDamaged(f"{self._path}: {error}") from error
         except OSError as error:
             raise from_os_error(error, self._path) from error
+
+
+def _keep_to_ourselves(path: Path) -> None:
+    """Make the file before SQLite does, which would let everybody read it; the files beside it take its mode."""
+    with suppress(OSError):  # SQLite will say what is wrong
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
 
 
 def _put_image(db: sqlite3.Connection, image: Image, names: Iterable[str]) -> None:

@@ -116,6 +116,7 @@ def test_addresses_that_are_not_asked(desk, fetch, place, ip):
     ],
 )
 def test_answers_that_are_no_layer(fetch, place, behaviour, error):
+    """T05: a place that asks for credentials gets none."""
     place.on("GET", "", behaviour)
     with pytest.raises(error):
         fetch(place.url)

@@ -92,6 +92,7 @@ def test_a_list_of_directories(write, tmp_path):
 
 @pytest.mark.parametrize("registry", ["../x", ".", "_default", "a/b"])
 def test_names_that_are_no_directory(write, tmp_path, registry):
+    """F11: a registry's name never leads out of the directory, nor to `_default`."""
     write("_default", 'server = "https://default.test"\n')
     assert hosts_module._directory(registry, (str(tmp_path),)) is None
 

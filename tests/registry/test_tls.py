@@ -254,6 +254,7 @@ def test_contexts_are_kept_until_a_file_changes(authority, tmp_path):
 
 
 def test_what_a_context_is(monkeypatch, tmp_path):
+    """F10: the environment cannot have session keys written down."""
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
     context = Contexts().get(Tls())
     assert context.check_hostname
