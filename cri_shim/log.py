@@ -111,7 +111,10 @@ def _logfmt(value: object, *, quoted: bool) -> str:
 
 
 class LineHandler(logging.Handler):
-    """Turns records into lines where they happen, and leaves the writing to a thread of its own."""
+    """Turns records into lines where they happen, and leaves the writing to a thread of its own.
+
+    Until `start` the lines wait: a thread made early would keep the privileges that the process gives up after it.
+    """
 
     def __init__(self, form: Callable[[logging.LogRecord], str], stream: TextIO, *, priorities: bool) -> None:
         super().__init__()
@@ -120,8 +123,13 @@ class LineHandler(logging.Handler):
         self._priorities = priorities
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._dropped = 0
-        self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Write from now on, also what waits."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
+            self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the line of *record*, or count it when the queue is full."""
@@ -136,7 +144,9 @@ class LineHandler(logging.Handler):
 
     def close(self) -> None:
         """Write what waits, for two seconds at most."""
+        self.start()
         self._lines.put(None)
+        assert self._thread is not None
         self._thread.join(_FLUSH_SECONDS)
         super().close()
 
@@ -172,8 +182,8 @@ def _about_dropped(lines: int) -> logging.LogRecord:
 
 
 @contextmanager
-def logging_to(stream: TextIO, level: str, form: str, *, priorities: bool = False) -> Iterator[None]:
-    """Send everything that is logged to *stream* while the block runs, and write the rest at its end.
+def logging_to(stream: TextIO, level: str, form: str, *, priorities: bool = False) -> Iterator[LineHandler]:
+    """Send everything that is logged in the block to *stream*: from the handler's `start` on, and the rest at its end.
 
     *level* is for our own loggers. Libraries may warn; urllib3 may not, because it would show whole URLs.
     """
@@ -183,7 +193,7 @@ def logging_to(stream: TextIO, level: str, form: str, *, priorities: bool = Fals
     logging.getLogger().addHandler(handler)
     _set_levels(levels)
     try:
-        yield
+        yield handler
     finally:
         logging.getLogger().removeHandler(handler)
         _set_levels(before)

@@ -1,8 +1,8 @@
 """The daemon's side of the helper: jobs go out, futures come back.
 
 Rule: nothing here blocks but `Helper.start` and `Helper.close`; a call writes one small message. A helper that died
-fails its jobs and is started anew by the next call. Futures are completed in the reader thread of the helper's
-connection, so what is hung on them must be quick (asyncio's wrapping is).
+fails its jobs, and the next call has the zygote (`rootfs.zygote`) fork another one. Futures are completed in the reader
+thread of the helper's connection, so what is hung on them must be quick (asyncio's wrapping is).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from rootfs import values, wire
-from rootfs.connection import Connection, Cost, Job, Options
+from rootfs.connection import Connection, Cost, Job
 from rootfs.errors import HelperFailed, RootfsError
 from rootfs.layout import checked_name
+from rootfs.zygote import Options, Zygote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
     from rootfs.apply import Applied
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from rootfs.limits import Limits
     from rootfs.remove import Stuck
 
-__all__ = ("Cost", "Helper", "Job", "Options")
+__all__ = ("Cost", "Helper", "Job", "Options", "Zygote")
 
 T = TypeVar("T")
 
@@ -39,22 +41,28 @@ START_SECONDS: Final = 20.0
 class Helper:
     """A helper process for one store; made by `start`. All methods may be called from any thread."""
 
-    def __init__(self, root: str, options: Options) -> None:
+    def __init__(self, root: str, zygote: Zygote) -> None:
         self._root = root
-        self._options = options
+        self._zygote = zygote
         self._lock = threading.Lock()
         self._closed = False
-        self._connection = Connection(root, options)
+        self._connection = Connection(zygote)
 
     @classmethod
-    def start(cls, root: Path, *, options: Options | None = None) -> Helper:
+    def start(cls, root: Path, *, options: Options | None = None, zygote: Zygote | None = None) -> Helper:
         """Start a helper for the store at *root*, an absolute path, and wait until it is ready.
+
+        Args:
+            root: the store.
+            options: how it is run.
+            zygote: where it comes from, instead of a new one with *options*; is closed with the helper.
 
         Raises:
             HelperFailed: it cannot start, or lacks a part of the sandbox that is required.
             RootfsError: the store cannot be made or written.
         """
-        helper = cls(os.path.abspath(root), options or Options())
+        path = os.path.abspath(root)
+        helper = cls(path, zygote or Zygote.start(path, options or Options()))
         try:
             helper._connection.hello.result(START_SECONDS)
         except TimeoutError:
@@ -197,6 +205,12 @@ class Helper:
         with self._lock:
             self._closed = True
         self._connection.close()
+        self._zygote.close()
+
+    @property
+    def lost(self) -> Future[None]:
+        """Done once no helper can be started any more; until then one that died is started anew."""
+        return self._zygote.lost
 
     def _ask(
         self,
@@ -215,7 +229,7 @@ class Helper:
             if self._closed:
                 raise HelperFailed("the helper was closed")
             if self._connection.dead:
-                self._connection = Connection(self._root, self._options)
+                self._connection = Connection(self._zygote)
             return self._connection
 
 

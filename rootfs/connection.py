@@ -7,12 +7,10 @@ all that it still had fail, and it is ended. Sending never blocks: a helper that
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import select
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,41 +18,16 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from rootfs import child, values, wire
 from rootfs.errors import HelperFailed, JobCancelled, LimitExceeded, NoSpace, RootfsError
-from rootfs.failpoints import armed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rootfs.zygote import Zygote
 
 T = TypeVar("T")
 
 CLOSE_SECONDS: Final = 5.0
 _SEND_BUFFER_BYTES: Final = 1 << 20
-# The helper runs the very code that the daemon runs, installed or not: -I alone would not find a checkout.
-_BOOT: Final = (
-    "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-)
-_PARENT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a helper is run.
-
-    Attributes:
-        require_sandbox: refuse to start where a part of the sandbox cannot be had.
-        cpu_seconds: processor time that the unpacking of one layer may take.
-        tar_split: keep the record of each layer's tar (`rootfs.tarsplit`) beside its tree.
-        module: what to run; another one than the helper is for tests.
-        runtime: root directory of the runtime that layers are given to, absolute; "" for none. The helper writes
-            nowhere else outside its store.
-    """
-
-    require_sandbox: bool = False
-    cpu_seconds: int = 3600
-    tar_split: bool = True
-    module: str = "rootfs.helper"
-    runtime: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +75,10 @@ class _Waiting:
     small: bool = False
 
 
+class _NoHelper(HelperFailed):
+    """There is no process to talk to."""
+
+
 class Connection:
     """A running helper.
 
@@ -110,15 +87,18 @@ class Connection:
         dead: it takes no more jobs.
     """
 
-    def __init__(self, root: str, options: Options) -> None:
+    def __init__(self, zygote: Zygote) -> None:
         self.hello: Future[dict[str, object]] = Future()
         self.dead = False
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
         self._last = 0
-        self._require_sandbox = options.require_sandbox
-        self._channel, self._process = _spawn(root, options)
-        self._reader = threading.Thread(target=self._read, name="rootfs-helper-reader", daemon=True)
+        self._zygote = zygote
+        self._process = -1  # a pidfd, once there is a process
+        self._killed = False
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self._reader = threading.Thread(target=self._read, args=(theirs,), name="rootfs-helper-reader", daemon=True)
         self._reader.start()
 
     def ask(
@@ -171,8 +151,10 @@ class Connection:
             wire.send(self._channel, message, descriptors, socket.MSG_DONTWAIT)
 
     def _kill(self) -> None:
-        with contextlib.suppress(OSError):
-            self._process.kill()
+        with self._lock:
+            self._killed = True
+            if self._process >= 0:
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
 
     def _fail(self, number: int, error: RootfsError) -> None:
         with self._lock:
@@ -191,9 +173,10 @@ class Connection:
 
     # The reader's thread
 
-    def _read(self) -> None:
+    def _read(self, theirs: socket.socket) -> None:
         reason = HelperFailed("the helper died")
         try:
+            self._launch(theirs)
             while (message := wire.receive(self._channel)) is not None:
                 try:
                     self._take(message)
@@ -202,21 +185,44 @@ class Connection:
                         os.close(descriptor)
         except OSError as error:
             reason = _lost(error)
+        except _NoHelper as error:
+            reason = error
         except RootfsError as error:
             reason = HelperFailed(f"the helper spoke out of turn: {error}")
         except Exception as error:  # A reader that ended without a word would leave its jobs waiting forever.
             reason = HelperFailed(f"the helper spoke out of turn ({type(error).__name__})")
         self._bury(reason)
 
+    def _launch(self, theirs: socket.socket) -> None:
+        """Have the process forked; what was sent meanwhile waits in the socket."""
+        try:
+            process = self._zygote.launch(theirs)
+        except HelperFailed as error:
+            raise _NoHelper(error.sentence) from None
+        finally:
+            theirs.close()
+        with self._lock:
+            self._process = process
+        if self._killed:
+            self._kill()
+
+    def _ended(self, seconds: float | None) -> bool:
+        """Wait for the end of the process."""
+        poll = select.poll()
+        poll.register(self._process, select.POLLIN)
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
+
     def _bury(self, reason: HelperFailed) -> None:
         """End a helper that is gone, or not to be trusted any more, and fail what waits for it."""
         with self._lock:
             self._channel.close()
-        try:
-            self._process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._kill()
-            self._process.wait()
+        if self._process >= 0:
+            if not self._ended(CLOSE_SECONDS):
+                self._kill()
+                self._ended(None)
+            with self._lock:
+                os.close(self._process)
+                self._process = -1
         self.dead = True
         if not self.hello.done():
             self.hello.set_exception(reason)
@@ -238,7 +244,7 @@ class Connection:
     def _greeted(self, content: wire.Json) -> None:
         pairs = [values.array(pair) for pair in values.array(content.get("missing"))]
         missing = {values.text(name): values.text(why) for name, why in pairs}
-        if missing and self._require_sandbox:
+        if missing and self._zygote.options.require_sandbox:
             lacking = "; ".join(f"{part} ({why})" for part, why in missing.items())
             self.hello.set_exception(HelperFailed(f"the sandbox is required and lacks {lacking}"))
             return
@@ -267,37 +273,6 @@ class Connection:
                 job.future.set_exception(child.sorted_error(error))
         else:
             job.future.set_result(result)
-
-
-def _spawn(root: str, options: Options) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """Start a helper with one end of a new socket and nothing else of this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    settings = {
-        "root": root,
-        "cpu_seconds": options.cpu_seconds,
-        "require_sandbox": options.require_sandbox,
-        "failpoints": armed(),
-        "runtime": options.runtime,
-        "tar_split": options.tar_split,
-    }
-    command = [sys.executable, "-I", "-c", _BOOT, _PARENT, options.module, str(theirs.fileno()), json.dumps(settings)]
-    try:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError as error:
-        ours.close()
-        raise HelperFailed(f"the helper cannot be started: {error.strerror}") from None
-    finally:
-        theirs.close()
-    return ours, process
 
 
 def _lost(error: OSError) -> HelperFailed:

@@ -1,8 +1,8 @@
 """The helper: the one process that touches layer directories, and the parent of a child for every job.
 
-It is started by `rootfs.client` over a socket, and ends when that socket closes, taking its children with it. One
-thread, one poll loop; nothing here waits for a disk or parses what a layer made: children do. What it does itself is
-quick: fork, reap, kill, and rename a failed layer into the trash.
+It is forked by the zygote for a socket of the daemon, and ends when that socket closes, taking its children with it.
+One thread, one poll loop; nothing here waits for a disk or parses what a layer made: children do. What it does itself
+is quick: fork, reap, kill, and rename a failed layer into the trash.
 
 Rule: a job has one outcome, told once, after its child is reaped. A layer under staging belongs to the helper that
 made it: it becomes committed or trash, and what an earlier helper left is trash from the start, for only a descriptor
@@ -23,9 +23,9 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from rootfs import child, jobs, sandbox, values, wire
+from rootfs import child, jobs, sandbox, values, wire, zygote
 from rootfs.apply import apply_layer
 from rootfs.errors import HelperFailed, NoSpace, RootfsError
 from rootfs.failpoints import arm
@@ -361,17 +361,6 @@ def _raising(error: Exception) -> Callable[[], tuple[int, wire.Json]]:
     return job
 
 
-def _wake_up() -> int:
-    """Have SIGCHLD make a descriptor readable, and return that descriptor."""
-    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    # The daemon decides when to stop, by closing the socket; a signal to the whole group must not cut its jobs short.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return readable
-
-
 def _prepare(root: str, apply: child.Apply) -> tuple[Layout, Facts]:
     """Open the store, put aside what an earlier helper left, and find out what children can have."""
     os.umask(0o077)
@@ -389,17 +378,20 @@ def _prepare(root: str, apply: child.Apply) -> tuple[Layout, Facts]:
 
 
 def serve(apply: child.Apply, arguments: list[str]) -> None:
-    """Be a helper.
+    """Be the zygote of helpers (`rootfs.zygote`).
 
     Args:
         apply: turns the stream of a layer into a tree.
         arguments: number of the socket's descriptor, and the options as JSON: `root`, `cpu_seconds`,
             `require_sandbox`, `runtime`, `tar_split`, `failpoints`.
     """
-    channel = socket.socket(fileno=int(arguments[0]))
-    channel.set_inheritable(False)
     options = json.loads(arguments[1])
-    wake = _wake_up()
+    zygote.serve(socket.socket(fileno=int(arguments[0])), lambda channel: _serve(apply, channel, options))
+
+
+def _serve(apply: child.Apply, channel: socket.socket, options: dict[str, Any]) -> None:
+    """Be a helper."""
+    wake = zygote.wake_up()
     try:
         arm(*options.get("failpoints", ("", ())))
         layout, facts = _prepare(options["root"], apply)

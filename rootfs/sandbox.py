@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from rootfs import seccomp, syscalls
+from rootfs import capabilities, seccomp, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -36,21 +36,19 @@ ROOT: Final = 6
 
 NAMESPACES: Final = "namespaces"
 
-_CAP_CHOWN: Final = 0
-_CAP_DAC_OVERRIDE: Final = 1
-_CAP_FOWNER: Final = 3
-_CAP_FSETID: Final = 4
-_CAP_MKNOD: Final = 27
-_CAP_SETFCAP: Final = 31
 # DAC_OVERRIDE because an entry that is a hard link sets attributes of a file that has its owner and mode already.
-KEPT: Final = sum(
-    1 << number for number in (_CAP_CHOWN, _CAP_DAC_OVERRIDE, _CAP_FOWNER, _CAP_FSETID, _CAP_MKNOD, _CAP_SETFCAP)
+KEPT: Final = (
+    capabilities.CHOWN
+    | capabilities.DAC_OVERRIDE
+    | capabilities.FOWNER
+    | capabilities.FSETID
+    | capabilities.MKNOD
+    | capabilities.SETFCAP
 )
 """The capabilities of an unpacking child, as a bit set."""
 
 # NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE and the locks of all four bits (linux/securebits.h).
 _SECURE_BITS: Final = 0xEF
-_LAST_CAPABILITY: Final = 63
 _MOUNT_FLAGS: Final = (
     syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC | syscalls.MOUNT_ATTR_NOATIME
 )
@@ -180,26 +178,16 @@ def _hide_memory(_: Bounds) -> None:
 
 def _drop_bounding_set(_: Bounds) -> None:
     """Empty the bounding set and fix that being root gives nothing; needs CAP_SETPCAP, so it comes first."""
-    for number in range(_LAST_CAPABILITY + 1):
-        try:
-            held = syscalls.prctl(syscalls.PR_CAPBSET_READ, number)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                break  # Beyond the last capability that this kernel has.
-            raise
-        if held:
-            syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+    capabilities.drop_bounding_set()
     syscalls.prctl(syscalls.PR_SET_SECUREBITS, _SECURE_BITS)
 
 
 def _cut_capabilities(_: Bounds) -> None:
-    syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
-    kept = syscalls.capget()[1] & KEPT
-    syscalls.capset(kept, kept, 0)
+    capabilities.cut(KEPT)
 
 
 def _forbid_privileges(_: Bounds) -> None:
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    capabilities.forbid_more()
 
 
 def _filter_calls(_: Bounds) -> None:

@@ -34,14 +34,15 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Serve until a signal; 1 and one line when the daemon cannot start."""
     loaded = load_settings(options, environ)
     config = loaded.config
-    with logging_to(sys.stderr, config.log_level, config.log_format, priorities=goes_to_journal(environ)):
+    priorities = goes_to_journal(environ)
+    with logging_to(sys.stderr, config.log_level, config.log_format, priorities=priorities) as lines:
         for note in loaded.notes:
             log.warning(note)
         try:
             arm(environ.get(FAILPOINTS, ""))
             reload = Reload(lambda: load_settings(options, environ).config, config)
             opened = partial(running_images, environ=environ, reload=reload)
-            serve.run(config, Notifier.from_environment(environ), opened, reload)
+            serve.run(config, Notifier.from_environment(environ), opened, lines.start, reload)
         except (ShimError, RootfsError, OSError) as error:
             log.error(f"cri-shim cannot serve: {error}")
             return 1

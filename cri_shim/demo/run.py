@@ -176,10 +176,10 @@ def _remove_first(scene: _Scene) -> None:
 
 
 def _stay(scene: _Scene, daemon: Daemon) -> None:
-    print(f"\nrunning until Ctrl-C; try\n  crictl -i unix://{scene.place.socket} images")
-    print(f"  crictl -i unix://{scene.place.socket} pull {scene.names[0]}")
-    print(f"the images as an OCI layout: {scene.place.base / 'layout'}", flush=True)
     with suppress(KeyboardInterrupt):
+        print(f"\nrunning until Ctrl-C; try\n  crictl -i unix://{scene.place.socket} images")
+        print(f"  crictl -i unix://{scene.place.socket} pull {scene.names[0]}")
+        print(f"the images as an OCI layout: {scene.place.base / 'layout'}", flush=True)
         daemon.wait()
 
 

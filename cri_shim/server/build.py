@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,13 +28,14 @@ from cri_shim.images.publishing import Publishing
 from cri_shim.images.pull import Puller, Settings
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
-from cri_shim.server.give import handoffs_of, runtime_root_of
+from cri_shim.server.give import handoffs_of
+from cri_shim.server.privileges import ending_with, options_of, told
 from cri_shim.server.reach import Reach, hosts_of, must_be_right, terms_of, transport_of
 from cri_shim.store import store
 from cri_shim.store.layout import Layout
 from cri_shim.store.partials import Keeping
 from cri_shim.store.store import Store
-from rootfs.client import Helper, Options
+from rootfs.client import Helper
 from rootfs.limits import Limits
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
     from cri_shim.config.schema import Config
     from cri_shim.server.reload import Reload
+    from rootfs.zygote import Zygote
+
+log = logging.getLogger(__name__)
 
 _QUESTIONS_AT_ONCE = 16
 _DISK_THREADS = 4
@@ -50,14 +55,18 @@ NO_ENVIRONMENT: Mapping[str, str] = {}
 
 @asynccontextmanager
 async def running_images(
-    config: Config, environ: Mapping[str, str] = NO_ENVIRONMENT, reload: Reload | None = None
+    config: Config,
+    zygote: Zygote | None = None,
+    environ: Mapping[str, str] = NO_ENVIRONMENT,
+    reload: Reload | None = None,
 ) -> AsyncIterator[Images]:
     """Open the root of *config*, start the helper, and yield the image service on top of them.
 
-    Of *environ* the proxies are read. What can change while it runs is left with *reload*.
+    Of *environ* the proxies are read. The helper is forked from *zygote*, or from a new one. What can change while it
+    runs is left with *reload*.
 
     Raises:
-        ConfigError, StoreDamaged, HelperFailed: why the node cannot be served.
+        ConfigError, StoreDamaged, HelperFailed: why the node cannot be served, or can no longer be.
     """
     must_be_right(config)
     sources = _sources(config)
@@ -66,7 +75,8 @@ async def running_images(
         reload.parts.append(reach.prepare)
     layout = Layout(Path(config.root))
     layout.prepare()
-    helper = Helper.start(layout.root, options=_options(config))
+    helper = Helper.start(layout.root, options=options_of(config), zygote=zygote)
+    _tell_missing(helper)
     try:
         opened = await Store.open(layout, helper, _store_threads(config), _keeping(config))
         publishing = Publishing(lambda: opened.catalog, *handoffs_of(config, opened))
@@ -75,7 +85,8 @@ async def running_images(
             await publishing.start()
             images = _images(config, opened, reach, sources, publishing)
             try:
-                yield images
+                async with ending_with(helper.lost):
+                    yield images
             finally:
                 await images.close()
         finally:
@@ -84,6 +95,12 @@ async def running_images(
             reach.transport.close()
     finally:
         helper.close()
+
+
+def _tell_missing(helper: Helper) -> None:
+    missing = helper.facts().get("missing")
+    if isinstance(missing, dict) and missing:
+        log.warning(f"layers are unpacked with less confinement than there could be; it lacks {told(missing)}")
 
 
 def _reach(config: Config, environ: Mapping[str, str], sources: Sources) -> Reach:
@@ -142,10 +159,6 @@ def _store_threads(config: Config) -> store.Threads:
 
 def _keeping(config: Config) -> Keeping:
     return Keeping(config.partial_bytes, config.partial_seconds, sync=config.sync != "off")
-
-
-def _options(config: Config) -> Options:
-    return Options(require_sandbox=config.require_sandbox, tar_split=config.tar_split, runtime=runtime_root_of(config))
 
 
 def _limits(config: Config) -> Limits:

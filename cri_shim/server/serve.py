@@ -31,6 +31,7 @@ from cri_shim.server.keep import pinned_of, prepull_of
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
+from cri_shim.server.privileges import without_privileges
 from cri_shim.server.reload import Reload
 from cri_shim.server.rpc import Gate
 from cri_shim.server.service import ImageService, Node, RuntimeService
@@ -49,8 +50,9 @@ if TYPE_CHECKING:
     from cri_shim.images.service import Images
     from cri_shim.server.admin import Question
     from cri_shim.server.notify import Notifier
+    from rootfs.zygote import Zygote
 
-    OpenImages = Callable[[Config], AbstractAsyncContextManager[Images]]
+    OpenImages = Callable[[Config, Zygote], AbstractAsyncContextManager[Images]]
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +83,16 @@ OPTIONS: Final = (
 )
 
 
-def run(config: Config, notifier: Notifier, open_images: OpenImages, reload: Reload | None = None) -> None:
+def run(
+    config: Config,
+    notifier: Notifier,
+    open_images: OpenImages,
+    unprivileged: Callable[[], None],
+    reload: Reload | None = None,
+) -> None:
     """Serve what *open_images* opens (see `build.running_images`) until a signal; SIGHUP is for *reload*.
+
+    The caller must have made no thread yet. *unprivileged* is called once it may.
 
     Raises:
         ShimError, RootfsError, OSError: why the daemon could not start.
@@ -93,8 +103,12 @@ def run(config: Config, notifier: Notifier, open_images: OpenImages, reload: Rel
         for path, mode, what in ((config.root, 0o700, "root"), (config.state, 0o711, "state")):
             _make_directory(Path(path), mode, what)
             held.enter_context(locked(Path(path), what))
+        zygote = without_privileges(config)
+        held.callback(zygote.close)
+        unprivileged()
         runner = held.enter_context(asyncio.Runner(loop_factory=new_event_loop))
-        runner.run(_serve(config, notifier, open_images, reload or Reload(lambda: config, config), begun))
+        reload = reload or Reload(lambda: config, config)
+        runner.run(_serve(config, notifier, lambda: open_images(config, zygote), reload, begun))
 
 
 def _make_directory(path: Path, mode: int, what: str) -> None:
@@ -108,13 +122,19 @@ def _make_directory(path: Path, mode: int, what: str) -> None:
         ) from error
 
 
-async def _serve(config: Config, notifier: Notifier, open_images: OpenImages, reload: Reload, begun: float) -> None:
+async def _serve(
+    config: Config,
+    notifier: Notifier,
+    open_images: Callable[[], AbstractAsyncContextManager[Images]],
+    reload: Reload,
+    begun: float,
+) -> None:
     stop, hurry, again = _signals()
     gate = Gate()
     listen = path_of(config.listen)
     make_free(listen)
     prepull = prepull_of(config)
-    async with open_images(config) as images:
+    async with open_images() as images:
         pages = {"/status": lambda: {**_status(config, images, gate), "prepull": prepull.status()}}
         questions: dict[str, Question] = {
             "/explain": lambda query: images.explain(query.get("image", "")),

@@ -17,7 +17,7 @@ from tests.server.conftest import FakeImages, make_image
 
 
 @asynccontextmanager
-async def open_images(config):
+async def open_images(config, zygote):
     if os.environ.get("FAIL"):
         raise ConfigError(os.environ["FAIL"])
     images = FakeImages(make_image())
@@ -53,12 +53,13 @@ def main() -> int:
     base, *settings = sys.argv[1:]
     keys = {"root": f"{base}/root", "state": f"{base}/state", "listen": f"unix://{base}/cri.sock", "drain_seconds": 0}
     keys |= dict(setting.split("=", 1) for setting in settings)
-    with _kept(base) as kept, logging_to(Both(sys.stderr, kept), "info", "text"):
+    with _kept(base) as kept, logging_to(Both(sys.stderr, kept), "info", "text") as lines:
         try:
             serve.run(
                 Config(**{**keys, "drain_seconds": int(keys["drain_seconds"])}),
                 Notifier.from_environment(os.environ),
                 open_images,
+                lines.start,
             )
         except ShimError as error:
             print(f"failed: {error}", flush=True)
