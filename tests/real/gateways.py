@@ -11,16 +11,16 @@ import tempfile
 from pathlib import Path
 
 from tests.real.networks import HERE, Here
-from tests.real.programs import LOOPBACK, free_port, run, stop, wait_for_port
+from tests.real.programs import LOOPBACK, free_port, run, stop
 from tests.real.registry import DockerRegistry
 
 
 class TlsRegistry(DockerRegistry):
     """A registry over TLS that wants a client certificate of *authority*."""
 
-    def __init__(self, base: Path, pair, authority) -> None:
+    def __init__(self, base: Path, pair, authority, **options) -> None:
         self._pair, self._authority = pair, authority
-        super().__init__(base)
+        super().__init__(base, **options)
 
     def _config(self, base: Path, **options) -> dict:
         config = super()._config(base, **options)
@@ -46,9 +46,9 @@ class PullThrough(DockerRegistry):
 class Nginx:
     """nginx with one server, whose body is *server*; `lines` is its log: method, path, status, Authorization."""
 
-    def __init__(self, base: Path, server: str, outside: str = "") -> None:
+    def __init__(self, base: Path, server: str, outside: str = "", *, address: str = LOOPBACK) -> None:
         base.mkdir(parents=True)
-        self.host = f"{LOOPBACK}:{free_port()}"
+        self.host = f"{address}:{free_port()}"
         self.log = base / "access.log"
         temporary = "".join(
             f"{kind}_temp_path {base}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -67,7 +67,7 @@ class Nginx:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for_port(self.process, int(self.host.rpartition(":")[2]))
+        HERE.wait_for(self.process, self.host)
 
     def close(self) -> None:
         stop(self.process)
@@ -85,7 +85,7 @@ def before(registry: DockerRegistry, more: str = "") -> str:
 
 
 class Squid:
-    """A squid that wants a user, and alone knows where *names* are (all on loopback)."""
+    """A squid that wants a user, and alone knows where *names* are (all on loopback); over TLS with a *pair*."""
 
     def __init__(
         self,
@@ -94,6 +94,7 @@ class Squid:
         password: str = "sword-fish",
         network: Here = HERE,
         address: str = LOOPBACK,
+        pair=None,
     ) -> None:
         # It gives up root, and then must write its log: not below a private directory.
         self.base = Path(tempfile.mkdtemp(prefix="cs-squid-"))
@@ -103,7 +104,7 @@ class Squid:
         (self.base / "users").write_text(f"{user}:{run('openssl', 'passwd', '-apr1', password).stdout.strip()}\n")
         config = self.base / "squid.conf"
         config.write_text(
-            f"http_port {self.host}\nhosts_file {self.base}/hosts\n"
+            f"{self._port(pair)}\nhosts_file {self.base}/hosts\n"
             f"auth_param basic program /usr/lib/squid/basic_ncsa_auth {self.base}/users\n"
             "auth_param basic children 2 startup=1\nacl known proxy_auth REQUIRED\n"
             "http_access allow known\nhttp_access deny all\ncache deny all\nshutdown_lifetime 1 second\n"
@@ -121,12 +122,38 @@ class Squid:
         )
         network.wait_for(self.process, self.host)
 
+    def _port(self, pair) -> str:
+        if pair is None:
+            return f"http_port {self.host}"
+        for name, path in {"cert": pair.cert, "key": pair.key}.items():
+            shutil.copy(path, self.base / name)
+        return f"https_port {self.host} tls-cert={self.base}/cert tls-key={self.base}/key"
+
     def close(self) -> None:
         stop(self.process)
         shutil.rmtree(self.base)
 
     def lines(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+class Socks:
+    """A microsocks that wants a user; `lines` has one for each connection that it made."""
+
+    def __init__(self, log: Path, network: Here, address: str) -> None:
+        self.log, self.host = log, f"{address}:{free_port()}"
+        command = ["microsocks", "-i", address, "-p", self.host.rpartition(":")[2], "-u", "puller", "-P", "sword-fish"]
+        with log.open("wb") as said:
+            self.process = subprocess.Popen(
+                [*network.enter, *command], stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            )
+        network.wait_for(self.process, self.host)
+
+    def close(self) -> None:
+        stop(self.process)
+
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines()
 
 
 class Silent:

@@ -16,7 +16,8 @@ class Here:
 
     def wait_for(self, process: subprocess.Popen, host: str) -> None:
         """Return when *host* (address:port) takes connections; fail when the process ends first."""
-        wait_for_port(process, int(host.rpartition(":")[2]))
+        address, _, port = host.rpartition(":")
+        wait_for_port(process, int(port), address=address)
 
 
 class Network(Here):

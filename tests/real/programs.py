@@ -45,11 +45,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for_port(process: subprocess.Popen, port: int, tries: int = 600) -> None:
+def wait_for_port(process: subprocess.Popen, port: int, tries: int = 600, address: str = LOOPBACK) -> None:
     """Return when *port* takes connections; fail when the process ends first."""
     for _ in range(tries):
         with socket.socket() as probe:
-            if probe.connect_ex((LOOPBACK, port)) == 0:
+            if probe.connect_ex((address, port)) == 0:
                 return
         try:
             process.wait(0.05)

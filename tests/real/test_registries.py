@@ -17,6 +17,7 @@ from tests.real.gateways import (
     Nginx,
     PullThrough,
     Silent,
+    Socks,
     Squid,
     TlsRegistry,
     before,
@@ -248,6 +249,66 @@ def test_no_proxy_with_a_network(place, opened, layouts, daemon, monkeypatch):
     assert asked(near) == (12, 6)  # it was the network that made the difference
 
 
+@pytest.fixture
+def apart(place, opened, layouts):
+    """Two registries in a network of their own, plain and over TLS, with what hosts.toml must say of them; a CA."""
+    network = opened(Network("10.98.1.7", "10.98.1.8", "192.0.2.1"))
+    (place / "ca").mkdir()
+    authority = Authority(place / "ca")
+    pair, client = authority.issue("secure", "IP:10.98.1.8"), authority.issue("client")
+    plain = opened(DockerRegistry(place / "plain", network=network, address="10.98.1.7"))
+    secure = opened(TlsRegistry(place / "tls", pair, authority, network=network, address="10.98.1.8"))
+    certs = place / "skopeo"
+    certs.mkdir()
+    for name, path in {"ca.crt": authority.cert, "client.cert": client.cert, "client.key": client.key}.items():
+        (certs / name).write_bytes(path.read_bytes())
+    for registry in (plain, secure):
+        registry.push(layouts["four"], "four", "team/four:1", "--dest-cert-dir", certs)
+    terms = f'ca = "{authority.cert}"\nclient = [["{client.cert}", "{client.key}"]]\n'
+    hosts = {
+        plain.host: f'server = "http://{plain.host}"\n',
+        secure.host: f'server = "https://{secure.host}"\n{terms}',
+    }
+    return network, authority, hosts
+
+
+@pytest.mark.needs("squid", "openssl", "ip", "nsenter", "unshare")
+def test_a_proxy_that_is_spoken_to_over_tls(place, opened, apart, daemon, monkeypatch):
+    network, authority, hosts = apart
+    squid = opened(Squid(network=network, address="192.0.2.1", pair=authority.issue("proxy", "IP:192.0.2.1")))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"https://puller:sword-fish@{squid.host}")
+    shim = daemon(hosts, network, proxy_ca=str(authority.cert))
+    for host in hosts:
+        shim.pull(f"{host}/team/four:1")
+    unverified = daemon(hosts, network)
+    for host in hosts:
+        said = unverified.crictl("pull", f"{host}/team/four:1", check=False).stderr
+        assert f"the certificate of the proxy {squid.host} is refused" in said
+    shim.stop()
+    plain, secure = hosts
+    asked = [line for line in squid.lines() if " puller " in line]
+    assert len([line for line in asked if f"GET http://{plain}/v2/team/four/" in line]) == 6
+    assert any(f"CONNECT {secure}" in line for line in asked)
+    assert "sword-fish" not in shim.log.read_text()
+
+
+@pytest.mark.needs("microsocks", "openssl", "ip", "nsenter", "unshare")
+def test_a_socks_proxy(place, opened, apart, daemon, monkeypatch):
+    network, _, hosts = apart
+    socks = opened(Socks(place / "socks.log", network, "192.0.2.1"))
+    for name, scheme in {"HTTP_PROXY": "socks5", "HTTPS_PROXY": "socks5h"}.items():
+        monkeypatch.setenv(name, f"{scheme}://puller:sword-fish@{socks.host}")
+    shim = daemon(hosts, network)
+    for host in hosts:
+        shim.pull(f"{host}/team/four:1")
+        assert any(f"connected to {host}" in line for line in socks.lines())
+    monkeypatch.setenv("HTTPS_PROXY", f"socks5://puller:wrong-word@{socks.host}")
+    said = daemon(hosts, network).crictl("pull", f"{list(hosts)[1]}/team/four:1", check=False).stderr
+    assert f"the proxy {socks.host} does not take our credentials (SOCKS)" in said
+    assert "sword-fish" not in shim.log.read_text()
+
+
 # Limits and other places
 
 
@@ -270,9 +331,9 @@ def test_a_registry_that_limits_requests(place, opened, upstream, daemon):
 
 
 @pytest.mark.needs("nginx")
-def test_blobs_at_an_object_store_on_another_port(place, opened, upstream, daemon):
+def test_blobs_at_an_object_store_on_another_host(place, opened, upstream, daemon):
     blobs = upstream.storage / "docker/registry/v2/blobs/sha256"
-    store = opened(Nginx(place / "store", f"location / {{ root {blobs}; }}"))
+    store = opened(Nginx(place / "store", f"location / {{ root {blobs}; }}", address="127.0.0.3"))
     passwords = place / "passwords"
     passwords.write_text("puller:{PLAIN}sword-fish\n")
     sent = (

@@ -8,7 +8,7 @@ import pytest
 
 from cri_shim.cli.verbs import run
 from cri_shim.config.schema import Config
-from cri_shim.errors import ConfigError
+from cri_shim.errors import ConfigError, Denied
 from cri_shim.oci.reference import parse_reference
 from cri_shim.server.reach import hosts_of, must_be_right, problems_of, terms_of
 
@@ -49,6 +49,27 @@ def test_a_rule_that_would_vanish(places, tmp_path, place, key, name, text, foun
         must_be_right(Config(**places))
     assert f'{key} = "ignore"' in str(caught.value)
     must_be_right(Config(**places, **{key: "ignore"}))
+
+
+def test_registries_conf_is_followed_or_told_to_be_broken(places, tmp_path, capsys):
+    read = Config(**places, registries_conf="read")
+    conf, drop_in = tmp_path / "containers/registries.conf", tmp_path / "containers/registries.conf.d/1.conf"
+    drop_in.parent.mkdir()
+    conf.write_text('[[registry]]\nlocation = "a.io"\nblocked = true\n')
+    must_be_right(read)  # a restriction that is followed does not vanish
+    with pytest.raises(Denied):
+        hosts_of(read).of(parse_reference("a.io/x"))
+    drop_in.write_text('[[registry]]\nprefix = "b.io"\n')
+    (tmp_path / "certs.d/reg.io/hosts.toml").write_text("[")
+    with pytest.raises(ConfigError, match=r"reg.io/hosts.toml: line 1: .*1 more: see cri-shim config check"):
+        must_be_right(read)
+    path = tmp_path / "config.toml"
+    lines = {**places, "registries_conf": "read"}
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
+    assert run(["config", "check", "--config", str(path)], {}) == 1
+    said = capsys.readouterr().err
+    assert "reg.io/hosts.toml: line 1: " in said
+    assert f"{drop_in}: line 2: location is not set" in said
 
 
 def test_several_are_counted(places, tmp_path):
