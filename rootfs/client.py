@@ -124,8 +124,8 @@ class Helper:
         Args:
             staging: new name under staging.
             source: name of a layer.
-            kind: "bottom", "chain" or "again".
-            parents: for "chain", the layers below, nearest first.
+            kind: "bottom", "chain", "again" or "flat".
+            parents: for "chain" and "flat", the layers below, nearest first.
             implied: for "chain", the directories that the layer implied.
 
         Returns:

@@ -25,7 +25,8 @@ from rootfs.strays import by_component
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-KINDS: Final = ("bottom", "chain", "again")
+KINDS: Final = ("bottom", "chain", "again", "flat")
+"""The last is no form of one layer, but all layers of an image in one (`rootfs.flatten`)."""
 
 _LOOKUPS: Final = 4_000_000
 

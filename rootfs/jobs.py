@@ -17,6 +17,7 @@ from rootfs import child, sandbox, syscalls, values, wire
 from rootfs.chain import drop_entries, make_entries
 from rootfs.commit import commit, recover, trash
 from rootfs.errors import HelperFailed, RootfsError
+from rootfs.flatten import flatten
 from rootfs.forms import KINDS, FormMade, inherited, make_form, mark_opaque
 from rootfs.graft import graft, open_runtime, reach
 from rootfs.layout import Layout, make_staged_diff, open_diff, open_staged_diff
@@ -73,12 +74,21 @@ def _form(work: Work) -> Outcome:
     if kind not in KINDS:
         raise RootfsError(f"{kind[:20]!r} is no form of a layer: {', '.join(KINDS)}")
     source = open_diff(work.layout, values.text(work.arguments["source"]))
+    if kind == "flat":
+        return child.DONE, {"value": dataclasses.asdict(_flat(work, source))}
     looks = _looks(work, source) if kind == "chain" else {}
     if kind == "chain" and not looks:
         return child.NOTHING, {"value": None}
     target = make_staged_diff(work.layout, work.staging)
     made: FormMade = make_form(source, target, bottom=kind == "bottom", looks=looks)
     return child.DONE, {"value": dataclasses.asdict(made)}
+
+
+def _flat(work: Work, top: int) -> FormMade:
+    names = [values.text(name) for name in values.array(work.arguments["parents"])]
+    below = [open_diff(work.layout, name) for name in reversed(names)]
+    target = make_staged_diff(work.layout, work.staging)
+    return flatten((*below, top), target)
 
 
 def _looks(work: Work, source: int) -> Mapping[bytes, Look]:

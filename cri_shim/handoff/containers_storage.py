@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.errors import HandOffFailed, ShimError, StoreDamaged
+from cri_shim.handoff.flat import Flat
 from cri_shim.handoff.lockfile import LockedFile
 from cri_shim.handoff.mounts import mounted
 from cri_shim.handoff.plan import plan_of, put_files, take_files
@@ -45,10 +46,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """*graph_roots* are those of the runtimes, whose records are looked at; *sync* is "off" where nothing is synced."""
+    """What does not change while the daemon runs.
+
+    *graph_roots* are those of the runtimes, whose records are looked at; *sync* is as for layers. *flatten* says that a
+    runtime may be too old to mount a deep image (see `flat`).
+    """
 
     graph_roots: tuple[Path, ...]
     sync: str
+    flatten: bool
 
 
 @dataclass(eq=False, slots=True)
@@ -72,6 +78,7 @@ class ContainersStorage:
         self._thread = thread
         self._root = store.layout.root
         self._records = Records()
+        self._flat = Flat(store, settings.sync)
         self._shown: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
         self._waiting: list[_Change] = []
         self._working: asyncio.Task[None] | None = None
@@ -84,6 +91,7 @@ class ContainersStorage:
         """Read what was published last time, and take away the names of images that are not here any more."""
         self._renew = renew
         self._files, self._records = await self._in_thread(self._open)
+        await self._flat.start(self._records.sources.values())
         try:
             await self._put_right()
         except (ShimError, RootfsError) as error:
@@ -97,6 +105,7 @@ class ContainersStorage:
             await asyncio.wait([self._sweeping])
         while self._working is not None and not self._working.done():
             await asyncio.wait([self._working])
+        await self._flat.stop()
         for file in self._files or ():
             file.close()
         self._files = None
@@ -155,7 +164,10 @@ class ContainersStorage:
         return self._files is not None and all(file.is_ours() for file in self._files)
 
     async def _publish(self, image: Image) -> None:
-        plan = await self._store.disk(lambda: plan_of(image, self._store))
+        flat = self._flat.name_for(image) if self._settings.flatten else ""
+        if flat:
+            await self._flat.make(image, flat)
+        plan = await self._store.disk(lambda: plan_of(image, self._store, flat))
 
         async def prepare() -> None:
             await run_job(self._store.helper.chain(plan.entries, sync=self._settings.sync))
@@ -258,6 +270,7 @@ class ContainersStorage:
             await self._in_thread(lambda: take_files(self._root, images, layers))
         if layers:
             await run_job(self._store.helper.unchain(tuple(sorted(layers))))
+            self._flat.forget(layers)
 
     def _write(self, old: Records, new: Records) -> None:
         """Write both files in an order in which no reader meets an image without its layers."""

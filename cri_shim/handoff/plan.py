@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from cri_shim.errors import HandOffFailed, StoreDamaged
 from cri_shim.handoff.records import COMPRESSIONS, ImageRecord, LayerRecord, big_data_file, moment
 from cri_shim.store.durable import sync_directory
+from cri_shim.store.image import Usage
 from cri_shim.store.seal import Seal, decode_seal
 from rootfs.chain import ChainEntry
+from rootfs.digest import Digest
 from rootfs.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from cri_shim.store.image import Image
     from cri_shim.store.store import Store
-    from rootfs.digest import Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,21 @@ class Plan:
         return {entry.name: entry.layer for entry in self.entries}
 
 
-def plan_of(image: Image, store: Store) -> Plan:
-    """Return the plan for *image*. Blocks on the disk: the seals of its layers are read.
+def plan_of(image: Image, store: Store, flat: str = "") -> Plan:
+    """Return the plan for *image*, whose layers are all in the one called *flat* if there is one.
+
+    Blocks on the disk: the seals of the layers are read.
 
     Raises:
         HandOffFailed: containers-storage cannot name such an image.
         StoreDamaged: the seal of a layer is gone or damaged.
     """
     _check(image)
-    entries = chain_of(image)
     seals = [_seal(store.layout.overlay / layer.diff_id.hex / "layer.json") for layer in image.layers]
+    entries = chain_of(image)
+    if flat:
+        seals = [_flat_seal(flat, sum(seal.diff_size_bytes for seal in seals))]
+        entries = (ChainEntry(flat, flat, ()),)
     parents = ("", *(entry.name for entry in entries))
     layers = tuple(
         _layer_record(entry, parent, seal) for entry, parent, seal in zip(entries, parents, seals, strict=False)
@@ -131,6 +137,11 @@ def _seal(path: Path) -> Seal:
         return decode_seal(path.read_bytes())
     except FileNotFoundError as error:
         raise StoreDamaged(f"{path} is gone; remove the image and pull it again") from error
+
+
+def _flat_seal(name: str, size_bytes: int) -> Seal:
+    """Return what the records say of a layer that no registry has: no digest of a tar, and none of a blob."""
+    return Seal(name, Digest("sha256", name), "flat", Usage(0, 0), ghosts=False, implied=0, diff_size_bytes=size_bytes)
 
 
 def _layer_record(entry: ChainEntry, parent: str, seal: Seal) -> LayerRecord:

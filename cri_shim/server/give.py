@@ -27,7 +27,8 @@ def _containerd(config: Config, store: Store) -> HandOff:
 
 def _containers_storage(config: Config, store: Store) -> HandOff:
     roots = tuple(map(Path, config.containers_storage_roots))
-    return ContainersStorage(store, Settings(roots, config.sync), DaemonExecutor("containers-storage", 1))
+    settings = Settings(roots, config.sync, flatten="containers-storage" in config.publish)
+    return ContainersStorage(store, settings, DaemonExecutor("containers-storage", 1))
 
 
 _MAKERS: dict[HandOffName, Callable[[Config, Store], HandOff]] = {

@@ -23,7 +23,7 @@ from cri_shim.store import store as store_module
 from cri_shim.store.image import Image
 from rootfs.digest import Digest, layer_ids
 from rootfs.overlay import link_name
-from tests.fakes.images import Dir, index, layer
+from tests.fakes.images import Dir, FakeImage, index, layer
 from tests.fakes.registry import FakeRegistry
 from tests.handoff.test_lockfile import HOLD
 from tests.handoff.test_references import write
@@ -341,3 +341,40 @@ async def test_an_image_without_layers(images: Images, registry: FakeRegistry, r
     registry.add("empty", image(), tag="1")
     one = await pulled(images, registry, "empty:1")
     assert reader.images()[one.id.hex]["layer"] == ""
+
+
+def deep(count: int) -> FakeImage:
+    """An image that shows the difference between its layers: each hides the file of the one before."""
+    hidden = [layer({f"{number}": b"x", f".wh.{number - 1}": b"", "top": b"%d" % number}) for number in range(1, count)]
+    return image(layer({"0": b"x", "base": b"base"}), *hidden)
+
+
+async def test_an_image_too_deep_for_one_mount_is_one_layer(
+    registry: FakeRegistry, reader: Reader, tmp_path: Path
+) -> None:
+    registry.add("deep", deep(80), tag="1")
+    registry.add("shallow", deep(5), tag="1")
+    async with running(tmp_path, registry) as images:
+        one, two = await pulled(images, registry, "deep:1"), await pulled(images, registry, "shallow:1")
+        flat = reader.images()[one.id.hex]["layer"]
+        assert "parent" not in reader.layers()[flat]
+        assert sorted(os.listdir(reader.diff(flat))) == ["79", "base", "top"]
+        assert len(reader.layers()) == 1 + len(two.layers)
+        assert await images._store.collect() == ()
+    async with running(tmp_path, registry) as images:
+        assert await images._store.collect() == ()
+        assert await images.usable(str(one.id)) is not None
+        assert reader.images()[one.id.hex]["layer"] == flat
+        await images.remove(str(two.id))
+        await images.remove(str(one.id))
+        assert (directories(tmp_path), images.usage().inodes) == (set(), 0)
+
+
+async def test_where_only_cri_o_reads_no_image_is_too_deep(
+    registry: FakeRegistry, reader: Reader, tmp_path: Path
+) -> None:
+    registry.add("deep", deep(80), tag="1")
+    config = config_for(tmp_path, registry)
+    async with running_images(dataclasses.replace(config, runtime="cri-o", containers_storage_roots=())) as images:
+        await pulled(images, registry, "deep:1")
+        assert len(reader.layers()) == 80
