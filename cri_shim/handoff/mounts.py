@@ -28,6 +28,7 @@ _SHORT: Final = re.compile(rb"(?:^|/)l/([A-Z2-7]{26})$")
 _LONG: Final = re.compile(rb"(?:^|/)overlay/([0-9a-z._-]{1,80})/diff(?:/|$)")
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _LOWER: Final = (b"lowerdir=", b"lowerdir+=", b"datadir+=")
+_GONE: Final = b"//deleted"  # what the kernel says of a mounted directory that is gone
 # A path ends at a colon, unless a backslash stands before it.
 _PATHS: Final = re.compile(rb"(?:\\.|[^:\\])+")
 
@@ -118,7 +119,7 @@ def _sources(line: bytes) -> Iterator[bytes]:
     """Yield the paths that a line of mountinfo (proc(5)) names as what is mounted."""
     before, _, after = line.partition(b" - ")
     fields = before.split(b" ")
-    if len(fields) > 3:
+    if len(fields) > 3 and not fields[3].endswith(_GONE):
         yield _plain(fields[3])
     kind, _, rest = after.partition(b" ")
     if kind != b"overlay":

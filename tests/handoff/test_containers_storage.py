@@ -367,6 +367,7 @@ async def test_an_image_too_deep_for_one_mount_is_one_layer(
         assert reader.images()[one.id.hex]["layer"] == flat
         await images.remove(str(two.id))
         await images.remove(str(one.id))
+        await images._store.emptied()
         assert (directories(tmp_path), images.usage().inodes) == (set(), 0)
 
 

@@ -69,6 +69,7 @@ def test_directories_by_their_names(tmp_path: Path, line: str) -> None:
         overlay(f"lowerdir=/l/{LINK}x"),
         overlay("lowerdir=/overlay/UPPER/diff"),
         f"36 35 8:1 / /l/{LINK} ro - ext4 /dev/vda ro",
+        f"36 35 8:1 /root/overlay/{NAME}/diff//deleted /x ro - ext4 /dev/vda ro",
         f"36 35 8:1 / /x ro - tmpfs lowerdir=/l/{LINK} ro",
     ],
 )

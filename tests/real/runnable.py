@@ -55,6 +55,15 @@ def stack(word: str = "hello") -> tuple[LayerTar, ...]:
     return (bottom(), middle(), implied(), top(word))
 
 
+def deep(count: int) -> tuple[LayerTar, ...]:
+    """A stack of *count* layers, of which each hides the file of the one below."""
+    hidden = [
+        LayerTar().directory("srv").file(f"srv/{number}", b"x").whiteout(f"srv/{number - 1}")
+        for number in range(1, count)
+    ]
+    return (bottom(), *hidden)
+
+
 def pushed(
     base: Path,
     registry: DockerRegistry,

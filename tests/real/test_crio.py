@@ -12,7 +12,7 @@ import pytest
 from tests.real.crio import Crio
 from tests.real.pods import Pods
 from tests.real.registry import DockerRegistry
-from tests.real.runnable import LISTED, LISTING, bottom, pushed, stack, top
+from tests.real.runnable import LISTED, LISTING, bottom, deep, pushed, stack, top
 from tests.real.shim import Shim
 
 pytestmark = pytest.mark.needs(
@@ -68,6 +68,16 @@ def test_pods_start_by_tag_id_and_digest_while_the_registry_is_stopped(node, own
     # What kubelet's collection of images stands on: the ids of containers are ids of images, letter for letter.
     listed = {image["id"] for image in json.loads(pods.crictl("images", "-o", "json").stdout)["images"]}
     assert pods.image_ids() == {image_id} <= listed == crio.images()
+
+
+def test_an_image_of_very_many_layers(node, own, place):
+    shim, _, pods = node
+    pushed(place, own, "deep:1", deep(80))
+    pods.written = f"{own.host}/deep:1"
+    image_id = shim.pull(pods.written)
+    own.close()
+    assert len(json.loads((shim.root / "overlay-layers/layers.json").read_text())) > 80
+    assert pods.output(image_id, "ls /srv") == "79\n"
 
 
 def test_removal_and_a_moved_tag_leave_a_running_pod_alone(node, own, place):

@@ -238,6 +238,17 @@ def test_a_kill_in_the_middle_leaves_nothing_half_and_the_next_start_completes(p
         shim.stop()
 
 
+def test_an_image_of_very_many_layers(store, own, place):
+    shim, podman = store
+    pushed(place, own, "deep:1", runnable.deep(80))
+    name = f"{own.host}/deep:1"
+    shim.pull(name)
+    own.close()
+    assert podman.run(name, "ls", "/srv") == "79\n"
+    shim.crictl("rmi", name)
+    until(lambda: directories(shim) == [])
+
+
 def test_the_identity_of_an_image_is_one_for_all(store, own, place):
     shim, podman = store
     pushed(place, own, "app:1", stack())
