@@ -21,7 +21,7 @@ from cri_shim.images.flight import Flights, Rounds, all_of
 from cri_shim.images.network import Source
 from cri_shim.images.openings import Openings
 from cri_shim.images.progress import LayerProgress, PullProgress
-from cri_shim.images.shortname import PASSED_OVER, References, none_of, plainly
+from cri_shim.images.shortname import PASSED_OVER, References, bound, none_of, plainly
 from cri_shim.oci.manifest import Index, pair_layers, parse_config, parse_manifest
 from cri_shim.oci.platforms import INDEX_DEPTH, runs_on, select
 from cri_shim.store.image import Document, Image, ImageLayer
@@ -141,11 +141,11 @@ class Puller:
         """
         references = self._settings.references(name)
         if len(references) == 1:
-            return await self._pull_one(references[0], given)
+            return await self._pull_one(references[0], bound(given, name, references[0]))
         tries: list[ShimError] = []
         for reference in references:
             try:
-                return await self._pull_one(reference, given)
+                return await self._pull_one(reference, bound(given, name, reference))
             except PASSED_OVER as error:
                 tries.append(error)
         raise none_of(name, tries)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cri_shim.auth.credential import Credential, Secret
 from cri_shim.config.schema import Config
 from cri_shim.errors import Denied, InvalidReference, NotFound, RegistryUnavailable, Unauthenticated
 from cri_shim.images.shortname import none_of
@@ -16,7 +17,7 @@ from cri_shim.server.build import running_images
 from tests.fakes.images import image as image_for
 from tests.fakes.images import index, layer
 from tests.fakes.misbehaviour import drop, status
-from tests.fakes.registry import FakeRegistry
+from tests.fakes.registry import Basic, FakeRegistry
 
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
 image = functools.partial(image_for, architecture=MACHINE)
@@ -38,7 +39,7 @@ def second():
 @pytest.fixture
 def running(tmp_path: Path, first: FakeRegistry, second: FakeRegistry):
     """Start the service beside a registries.conf; `first.corp` and `second.corp` lead to the fakes."""
-    for name, fake in {"first.corp": first, "second.corp": second}.items():
+    for name, fake in {"first.corp": first, "second.corp": second, second.host: second}.items():
         (tmp_path / "certs.d" / name).mkdir(parents=True)
         (tmp_path / "certs.d" / name / "hosts.toml").write_text(f'server = "{fake.url}"\n')
 
@@ -159,6 +160,17 @@ async def test_explain_tells_all_of_it(running, first, second):
     )
     assert found["error"] == ""
     assert len(found["layers"]) == 2
+
+
+async def test_what_comes_with_a_short_name_is_docker_hubs(running, first, second):
+    """kubelet looked the credential up for docker.io/library/shop; an alias does not carry it to another registry."""
+    second.auth = Basic({"hub-user": "hub-secret"})
+    given = Credential(username="hub-user", password=Secret("hub-secret"), source="request")
+    async with running(f'[aliases]\n"shop" = "{second.host}/team/shop"\n') as images:
+        with pytest.raises(Unauthenticated):
+            await images.pull("shop:v1", given)
+        assert not any("authorization" in one.headers for one in second.log)
+        await images.pull(f"{second.host}/team/shop:v1", given)  # who names the registry means it
 
 
 @pytest.mark.parametrize(
