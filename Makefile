@@ -9,7 +9,7 @@ SOURCES := cri_shim rootfs tests
 PROTOS  := $(patsubst protos/%,%,$(wildcard protos/cri_shim/pb/*.proto protos/cri_shim/pb/*/*.proto))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format conformance bench proto clean
+.PHONY: help venv demo test lint format conformance fuzz mutants bench proto clean
 
 help: ## Show this list
 	@echo "cri-shim: the image service that kubelet talks to"
@@ -36,6 +36,14 @@ format: $(VENV)/.stamp-dev ## Bring the sources into form
 conformance: $(VENV)/.stamp-test ## Run the real clients, registries and runtimes; nothing may be skipped
 	@CRI_SHIM_REQUIRE_ALL=1 PYTHON=$(CURDIR)/$(PY) tests/real/conformance
 
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.stamp-fuzz ## Fuzz every parser for a minute each (FUZZ_SECONDS=..., FUZZ="header pax" for some)
+	@$(PY) -m tests.fuzz.run $(FUZZ_SECONDS) $(FUZZ)
+	@CRI_SHIM_FUZZ_EXAMPLES=$$((50 * $(FUZZ_SECONDS))) $(PY) -m pytest tests/rootfs/test_model.py
+
+mutants: $(VENV)/.stamp-test ## Take one security check away at a time and see that a test fails
+	@$(PY) -m tests.mutants.run $(MUTANTS)
+
 bench: $(VENV)/.stamp-test ## Measure
 	@PYTHON=$(CURDIR)/$(PY) tests/bench/run
 
@@ -61,7 +69,7 @@ $(VENV)/.stamp-run: pyproject.toml | $(VENV)/bin/python
 	@$(PY) -m compileall -q cri_shim rootfs
 	@touch $@
 
-$(VENV)/.stamp-test $(VENV)/.stamp-dev: $(VENV)/.stamp-%: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.stamp-test $(VENV)/.stamp-dev $(VENV)/.stamp-fuzz: $(VENV)/.stamp-%: pyproject.toml | $(VENV)/bin/python
 	@echo "installing cri-shim and its $* packages into $(VENV)"
 	@$(PIP) --editable '.[$*]'
 	@touch $@ $(VENV)/.stamp-run

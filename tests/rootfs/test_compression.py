@@ -102,6 +102,7 @@ BAD_GZIP = {
     "bad block": gzip_header(0) + b"\xff" * 100,
     "name without an end": gzip_header(8) + b"n" * 1000,
     "extra field without an end": gzip_header(4, b"\xff\xff") + b"n" * 1000,
+    "a member under another magic": zipped(TEXT) + b"\x1f\x8b\x07" + zipped(TEXT)[3:],
     "another method": zipped(TEXT) + b"\x1f\x8b\x07" + bytes(20),
 }
 
