@@ -273,6 +273,13 @@ def test_depth_one_entry_after_another_is_bounded(ground):
         ground.apply(tar(D("a/" * 300), S("l", "a/" * 300), *steps))
 
 
+def test_depth_through_links_at_the_bound(ground):
+    parts = (D("a/b/c"), S("l", "a/b"))
+    assert ground.apply(tar(*parts, D("l/d")), depth=3).inodes == 5
+    with pytest.raises(LimitExceeded, match="3 directories"):
+        ground.apply(tar(*parts, S("m", "a/b/c"), D("m/d")), depth=3)
+
+
 def test_absolute_links_start_at_the_root_wherever_they_stand(ground):
     ground.apply(tar(D("a/b"), S("a/b/l", "/c"), F("a/b/l/x", b"1"), S("a/m", "/a/b/../../c/"), F("a/m/y", b"2")))
     assert (ground.read("c/x"), ground.read("c/y")) == (b"1", b"2")
