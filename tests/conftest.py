@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import unspoken
+
 # A busy machine is no defect: a fresh checkout builds hypothesis's tables of characters within the first example.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
-
-from tests import unspoken
 
 REQUIRED = os.environ.get("CRI_SHIM_REQUIRE_ALL") == "1"
 
