@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _PATIENCE_SECONDS = 3600.0
+_CONTAINERD = "containerd:"
 _SPOOL = "/var/tmp"  # noqa: S108 (a file without a name)
 
 
@@ -28,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="an OCI layout, an archive of one, what docker save wrote, or - for such a stream",
+        help="an OCI layout, an archive of one, what docker save wrote, - for such a stream, or containerd:",
     )
     parser.add_argument("--image", default="", metavar="TAG", help="which image of it; all of them without")
     parser.add_argument("--name", default="", metavar="NAME", help="the name that the image is to have")
@@ -38,19 +39,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Ask the daemon, and print each name with the id of its image."""
     config = load_settings(options, environ).config
-    with _opened(options.source) as descriptor:
-        # The daemon may see other directories than we do; what is open here it can open too.
-        query = {
-            "path": f"/proc/{os.getpid()}/fd/{descriptor}",
-            "where": options.source,
-            "name": options.name,
-            "image": options.image,
-        }
-        page = f"/import?{urllib.parse.urlencode(query)}"
-        answer = ask(Path(config.state) / "admin.sock", page, _PATIENCE_SECONDS)
+    admin = Path(config.state) / "admin.sock"
+    if options.source == _CONTAINERD:
+        answer = ask(admin, f"/import?path={_CONTAINERD}", _PATIENCE_SECONDS)
+    else:
+        with _opened(options.source) as descriptor:
+            answer = ask(admin, _page(options, descriptor), _PATIENCE_SECONDS)
     for image in answer["images"]:
         print(f"{image['name']} {image['id']}")
-    return 0
+    left = answer.get("left", ())
+    for image in left:
+        print(f"{image['name']} was left: {image['failure']}", file=sys.stderr)
+    return 1 if left else 0
+
+
+def _page(options: argparse.Namespace, descriptor: int) -> str:
+    """The daemon may see other directories than we do; what is open here it can open too."""
+    query = {
+        "path": f"/proc/{os.getpid()}/fd/{descriptor}",
+        "where": options.source,
+        "name": options.name,
+        "image": options.image,
+    }
+    return f"/import?{urllib.parse.urlencode(query)}"
 
 
 @contextmanager

@@ -262,6 +262,10 @@ class Config:
         "The same for registries.conf and its drop-ins, when they block a registry or read it from elsewhere; or\n"
         "read, to follow them: short names, mirrors, locations, blocked registries. Read at start and on SIGHUP.",
     )
+    adopt: bool = _key(
+        False,
+        "When there is no image here yet, take over those that containerd has pulled itself, from its content store.",
+    )
     prepull: PrepullConfig = field(default_factory=PrepullConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 

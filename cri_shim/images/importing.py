@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cri_shim.auth.credential import ANONYMOUS
@@ -14,6 +14,8 @@ from cri_shim.images.pull import Puller
 from cri_shim.images.shortname import plainly
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cri_shim.images.archive import Files
     from cri_shim.images.forms import Forms
     from cri_shim.images.layers import Layers
@@ -23,6 +25,23 @@ if TYPE_CHECKING:
     from cri_shim.oci.reference import Reference
     from cri_shim.store.image import Image
     from cri_shim.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What became of one name that a runtime has: its image, or why it stays with the runtime alone."""
+
+    name: str
+    image: Image | None
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """The ways in beside pulls: archives, and what the runtime has pulled itself where it can be asked for that."""
+
+    importer: Importer
+    adopt: Callable[[], Awaitable[tuple[Adopted, ...]]] | None = None
 
 
 class Importer:
@@ -64,6 +83,18 @@ class Importer:
             offers = await in_thread(self._threads.downloads, lambda _: offers_of(files))
             wanted = chosen(offers, name, tag)
             return tuple([(str(one), await self._pulled(files, one, offer, where)) for one, offer in wanted])
+        finally:
+            files.close()
+
+    async def take(self, path: str, reference: Reference, offer: Offer, where: str) -> Image:
+        """Import the one image *offer*, whose blobs lie at *path*, as *reference*.
+
+        Raises:
+            ShimError, RootfsError: what is wrong.
+        """
+        files = await in_thread(self._threads.downloads, lambda _: open_files(path))
+        try:
+            return await self._pulled(files, reference, offer, where)
         finally:
             files.close()
 

@@ -157,6 +157,16 @@ class Publishing:
             await undisturbed(self._publish(image.id, self._handoffs))
             await undisturbed(self._tell_renamed())
 
+    async def replace(self, image: Image) -> None:
+        """Take *image* from every runtime and give it again at once: what they had of it before was not from here.
+
+        For whoever asks meanwhile they have it.
+
+        Raises:
+            HandOffFailed, ShimError, RootfsError: why a runtime does not have it now.
+        """
+        await undisturbed(self._publish(image.id, self._handoffs, taken_away_first=True))
+
     async def retract(self, image: Image, then: Callable[[], Awaitable[None]]) -> None:
         """Take *image* from every runtime and then do *then*, the removal of its row, before it can be given again.
 
@@ -205,11 +215,15 @@ class Publishing:
         finally:
             self._busy.pop(image).set()
 
-    async def _publish(self, image_id: Digest, handoffs: tuple[HandOff, ...]) -> None:
+    async def _publish(
+        self, image_id: Digest, handoffs: tuple[HandOff, ...], *, taken_away_first: bool = False
+    ) -> None:
         async with self._turn(image_id):
             image = self._catalog().images.get(image_id)
             if image is None:
                 return
+            for handoff in handoffs if taken_away_first else ():
+                await handoff.retract(image)
             outcomes = await asyncio.gather(*(one.publish(image) for one in handoffs), return_exceptions=True)
             if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
                 self._told.pop(image_id, None)

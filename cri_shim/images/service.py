@@ -11,7 +11,7 @@ from cri_shim.store.image import Usage
 if TYPE_CHECKING:
     from cri_shim.auth.credential import Credential
     from cri_shim.images.explain import Explainer
-    from cri_shim.images.importing import Importer
+    from cri_shim.images.importing import Adopted, Intake
     from cri_shim.images.layers import Layers
     from cri_shim.images.progress import PullProgress
     from cri_shim.images.publishing import Publishing
@@ -38,11 +38,11 @@ class Images:
         explainer: Explainer,
         publishing: Publishing,
         references: References = plainly,
-        importer: Importer | None = None,
+        intake: Intake | None = None,
     ) -> None:
         """*references* tells what a name means: several, the first that is here, for a short one."""
         self._store = store
-        self._importer = importer
+        self._intake = intake
         self._publishing = publishing
         self._references = references
         self._explainer = explainer
@@ -66,9 +66,20 @@ class Images:
         Raises:
             ShimError, RootfsError: what is wrong with it.
         """
-        if self._importer is None:
+        if self._intake is None:
             raise InvalidRequest("nothing can be imported here")
-        return await self._importer.bring(path, where=where, name=name, tag=tag)
+        return await self._intake.importer.bring(path, where=where, name=name, tag=tag)
+
+    async def adopt(self) -> tuple[Adopted, ...]:
+        """Take over the images that the runtime has pulled itself; see `handoff.containerd.adopt`.
+
+        Raises:
+            InvalidRequest: there is no runtime whose images could be taken over.
+            ShimError, RootfsError: it cannot be asked.
+        """
+        if self._intake is None or self._intake.adopt is None:
+            raise InvalidRequest('images are taken over from containerd only: this needs runtime = "containerd"')
+        return await self._intake.adopt()
 
     async def close(self) -> None:
         """End what goes on although no caller waits for it."""

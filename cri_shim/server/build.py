@@ -21,14 +21,14 @@ from cri_shim.host import this_platform
 from cri_shim.images import network
 from cri_shim.images.explain import Explainer, View
 from cri_shim.images.forms import Forms
-from cri_shim.images.importing import Importer
+from cri_shim.images.importing import Importer, Intake
 from cri_shim.images.layers import Layers, Unpacking
 from cri_shim.images.network import Network
 from cri_shim.images.publishing import Publishing
 from cri_shim.images.pull import Puller, Settings
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
-from cri_shim.server.give import handoffs_of
+from cri_shim.server.give import adoption_from, handoffs_of
 from cri_shim.server.privileges import ending_with, options_of, told
 from cri_shim.server.reach import Reach, hosts_of, must_be_right, terms_of, transport_of
 from cri_shim.store import store
@@ -39,9 +39,10 @@ from rootfs.client import Helper
 from rootfs.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from cri_shim.config.schema import Config
+    from cri_shim.images.publishing import HandOff
     from cri_shim.server.reload import Reload
     from rootfs.zygote import Zygote
 
@@ -79,11 +80,12 @@ async def running_images(
     _tell_missing(helper)
     try:
         opened = await Store.open(layout, helper, _store_threads(config), _keeping(config))
-        publishing = Publishing(lambda: opened.catalog, *handoffs_of(config, opened))
+        handoffs, users = handoffs_of(config, opened)
+        publishing = Publishing(lambda: opened.catalog, handoffs, users)
         opened.in_use = publishing.in_use
         try:
             await publishing.start()
-            images = _images(config, opened, reach, sources, publishing)
+            images = _images(config, opened, reach, sources, publishing, handoffs)
             try:
                 async with ending_with(helper.lost):
                     yield images
@@ -115,7 +117,14 @@ def _reach(config: Config, environ: Mapping[str, str], sources: Sources) -> Reac
     return Reach(hosts, transport, client, environ)
 
 
-def _images(config: Config, opened: Store, reach: Reach, sources: Sources, publishing: Publishing) -> Images:
+def _images(
+    config: Config,
+    opened: Store,
+    reach: Reach,
+    sources: Sources,
+    publishing: Publishing,
+    handoffs: Iterable[HandOff],
+) -> Images:
     threads = network.Threads(
         questions=DaemonExecutor("registry", _QUESTIONS_AT_ONCE),
         downloads=DaemonExecutor("download", config.max_downloads),
@@ -145,8 +154,9 @@ def _images(config: Config, opened: Store, reach: Reach, sources: Sources, publi
     forms = Forms(opened, config.sync)
     puller = Puller(opened, reached, layers, forms, publishing.publish, settings)
     importer = Importer(opened, threads, layers, forms, publishing.publish, settings)
+    intake = Intake(importer, adoption_from(handoffs, importer, publishing))
     explainer = Explainer(opened.catalog, reach.client, view)
-    return Images(opened, puller, layers, explainer, publishing, reach.hosts.references, importer)
+    return Images(opened, puller, layers, explainer, publishing, reach.hosts.references, intake)
 
 
 def _store_threads(config: Config) -> store.Threads:

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.executor import DaemonExecutor
+from cri_shim.handoff.containerd.adopt import Adoption
 from cri_shim.handoff.containerd.handoff import Containerd
 from cri_shim.handoff.containers_storage import ContainersStorage, Settings
 from cri_shim.handoff.mounts import Mounts
 from cri_shim.server.endpoint import path_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from cri_shim.config.schema import Config, HandOffName
-    from cri_shim.images.publishing import HandOff, LayerUser
+    from cri_shim.images.importing import Adopted, Importer
+    from cri_shim.images.publishing import HandOff, LayerUser, Publishing
     from cri_shim.store.store import Store
 
 _OF_RUNTIME: dict[str, tuple[HandOffName, ...]] = {"cri-o": ("containers-storage",), "containerd": ("containerd",)}
@@ -45,6 +47,14 @@ def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tupl
     """
     made = {name: _MAKERS[name](config, store) for name in sorted(names_of(config)) if name in _MAKERS}
     return tuple(made.values()), (Mounts(store.layout, store.disk),)
+
+
+def adoption_from(
+    handoffs: Iterable[HandOff], importer: Importer, publishing: Publishing
+) -> Callable[[], Awaitable[tuple[Adopted, ...]]] | None:
+    """Return how images are taken over from the runtime, None where there is none to take them from."""
+    found = next((one for one in handoffs if isinstance(one, Containerd)), None)
+    return Adoption(found, importer, publishing).run if found is not None else None
 
 
 def names_of(config: Config) -> frozenset[HandOffName]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cri_shim.images.importing import Adopted
     from cri_shim.images.service import Images
+
+
+ADOPT: Final = "containerd:"
+"""In the place of a path: what the runtime has pulled itself."""
 
 
 async def import_page(images: Images, query: Mapping[str, str]) -> dict[str, object]:
@@ -20,8 +25,15 @@ async def import_page(images: Images, query: Mapping[str, str]) -> dict[str, obj
         ShimError, RootfsError: what is wrong with what lies there.
     """
     path = query.get("path", "")
+    if path == ADOPT:
+        return _adopted(await images.adopt())
     if not path.startswith("/") or "\0" in path:
         raise InvalidRequest("an absolute path is needed")
     where = query.get("where") or path
     taken = await images.take(path, where=where, name=query.get("name", ""), tag=query.get("image", ""))
     return {"images": [{"name": name, "id": str(image.id)} for name, image in taken]}
+
+
+def _adopted(taken: tuple[Adopted, ...]) -> dict[str, object]:
+    here = [{"name": one.name, "id": str(one.image.id)} for one in taken if one.image is not None]
+    return {"images": here, "left": [{"name": one.name, "failure": one.failure} for one in taken if one.failure]}

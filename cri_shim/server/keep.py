@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import ConfigError, InvalidReference
+from cri_shim.errors import ConfigError, InvalidReference, ShimError
 from cri_shim.images.prepull import Prepull
 from cri_shim.oci.reference import parse_reference
+from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
     from cri_shim.config.schema import Config
+    from cri_shim.images.service import Images
+
+_log = logging.getLogger(__name__)
 
 
 def prepull_of(config: Config) -> Prepull:
@@ -22,6 +27,16 @@ def prepull_of(config: Config) -> Prepull:
         raise ConfigError(problems[0])
     pause = config.prepull.retry_seconds
     return Prepull(_names(config), first_alone=bool(config.prepull.sandbox), longest_pause_seconds=pause)
+
+
+async def adopt_at_first(config: Config, images: Images) -> None:
+    """Take over the runtime's own images where *config* says so and none is here; what fails is logged."""
+    if not config.adopt or images.images():
+        return
+    try:
+        await images.adopt()
+    except (ShimError, RootfsError) as error:
+        _log.error("the runtime's images are not taken over: %s", error)
 
 
 def names_that_are_none(config: Config) -> list[str]:

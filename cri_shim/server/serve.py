@@ -27,7 +27,7 @@ from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
 from cri_shim.server.imagepage import image_page
 from cri_shim.server.importpage import import_page
-from cri_shim.server.keep import pinned_of, prepull_of
+from cri_shim.server.keep import adopt_at_first, pinned_of, prepull_of
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from cri_shim.config.schema import Config
+    from cri_shim.images.prepull import Prepull
     from cri_shim.images.service import Images
     from cri_shim.server.admin import Question
     from cri_shim.server.notify import Notifier
@@ -146,7 +147,7 @@ async def _serve(
             _listening(config, listen, images, gate),
             _telling(notifier, images),
             _while(reload.forever(again, notifier)),
-            _while(prepull.run(images)),
+            _while(_at_first(config, images, prepull)),
         ):
             gc.freeze()  # what was loaded stays; to look through 5 000 images for garbage holds up calls for 90 ms
             particulars = fields(listen=listen, root=config.root, runtime=config.runtime, version=VERSION)
@@ -168,6 +169,12 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event, asyncio.Event]:
         asyncio.get_running_loop().add_signal_handler(number, heard)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, again.set)
     return stop, hurry, again
+
+
+async def _at_first(config: Config, images: Images, prepull: Prepull) -> None:
+    """What the runtime has already need not be fetched."""
+    await adopt_at_first(config, images)
+    await prepull.run(images)
 
 
 @asynccontextmanager

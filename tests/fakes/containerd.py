@@ -229,7 +229,8 @@ class _Images(_Part, images_pb2_grpc.ImagesServicer):
     @moody
     async def List(self, request, context):
         records = self.state.records.values()
-        found = [one for one in records if any(matches(wanted, one.name, one.labels) for wanted in request.filters)]
+        wanted = request.filters
+        found = [one for one in records if not wanted or any(matches(each, one.name, one.labels) for each in wanted)]
         return images_pb2.ListImagesResponse(images=found)
 
     @moody

@@ -108,6 +108,20 @@ async def test_a_runtime_that_must_keep_an_image_stops_its_removal(
     assert images.images() == (image,)
 
 
+async def test_an_image_that_is_replaced_is_there_for_whoever_asks_meanwhile(
+    images: Images, registry: FakeRegistry, handoff: FakeHandOff
+) -> None:
+    image = await images.pull(f"{registry.host}/app:1", None)
+    handoff.held = asyncio.Event()
+    replacing = asyncio.create_task(images._publishing.replace(image))
+    await until(lambda: handoff.at_once)
+    assert await images.usable(str(image.id)) is image
+    handoff.held.set()
+    await replacing
+    assert handoff.calls[-2:] == [("retract", image.id), ("publish", image.id)]
+    assert handoff.seen == {image.id: image.names}
+
+
 @pytest.mark.parametrize("failing", ["", "in_use"])
 async def test_a_layer_in_use_stays_until_it_is_not(
     tmp_path: Path,

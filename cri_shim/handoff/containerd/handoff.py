@@ -28,6 +28,7 @@ from rootfs.graft import Reach
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cri_shim.handoff.containerd.records import Record
     from cri_shim.store.image import Image
     from cri_shim.store.store import Store
     from rootfs.digest import Digest
@@ -41,6 +42,7 @@ TRUSTED_SECONDS: Final = 1.0
 SILENT_SECONDS: Final = 5.0
 """How long a containerd that did not answer is asked nothing."""
 
+_CONTENT: Final = "io.containerd.content.v1.content"
 _ASK_SECONDS: Final = 0.5
 _REMOVE_SECONDS: Final = 15.0
 _PAUSE_SECONDS: Final = 1.0
@@ -72,6 +74,24 @@ class Containerd:
         self._publisher = Publisher(self._client, self._store, self._runtime_root, self._sync)
         self._gone_at = asyncio.get_running_loop().time()
         self._watching = asyncio.create_task(self._watch(renew), name="watch containerd")
+
+    @property
+    def content(self) -> str:
+        """Where its content store lies."""
+        return f"{self._runtime_root}/{_CONTENT}"
+
+    async def arrival(self) -> None:
+        """Wait until containerd is connected, as long as that may take."""
+        await self._arrived.wait()
+
+    async def foreign(self) -> tuple[Record, ...]:
+        """Return the records of containerd that are not ours.
+
+        Raises:
+            HandOffFailed: it cannot be asked.
+        """
+        ours = {record.name for record in await self._client.records([owned(*self._publisher.owner)])}
+        return tuple(record for record in await self._client.records(()) if record.name not in ours)
 
     async def stop(self) -> None:
         """End the connection; images stay registered."""

@@ -1,0 +1,75 @@
+"""Taking over what containerd pulled itself, on a node that has it already: no registry is asked.
+
+Its content store is read like an OCI layout, so every image comes in by the way of a pull, with every digest and diff
+ID checked. Then containerd forgets its own copy and is given ours: what no container uses is freed at once, the rest
+when its containers are gone. An image of which containerd has not kept the layers' blobs stays with containerd alone,
+and is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import InvalidReference, ShimError
+from cri_shim.images.importing import Adopted
+from cri_shim.images.offers import Offer
+from cri_shim.oci.reference import parse_reference
+from rootfs.digest import Digest
+from rootfs.errors import RootfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cri_shim.handoff.containerd.handoff import Containerd
+    from cri_shim.handoff.containerd.records import Record
+    from cri_shim.images.importing import Importer
+    from cri_shim.images.publishing import Publishing
+    from cri_shim.oci.reference import Reference
+
+_WHERE = "containerd's content store"
+_log = logging.getLogger(__name__)
+
+
+class Adoption:
+    """Brings images of *containerd* here."""
+
+    def __init__(self, containerd: Containerd, importer: Importer, publishing: Publishing) -> None:
+        self._containerd = containerd
+        self._importer = importer
+        self._publishing = publishing
+
+    async def run(self) -> tuple[Adopted, ...]:
+        """Take over every image that containerd has and we did not give it; wait for it if it is not there yet.
+
+        Raises:
+            HandOffFailed: it cannot be asked.
+            InvalidRequest: its content store cannot be read.
+        """
+        await self._containerd.arrival()
+        wanted = tuple(_offers(await self._containerd.foreign()))
+        taken = [await self._take(reference, offer) for reference, offer in wanted]
+        for image in {one.image.id: one.image for one in taken if one.image is not None}.values():
+            await self._publishing.replace(image)  # containerd forgets its own layers and blobs, and has ours
+        _log.info("adopted %d of %d images of containerd", sum(one.image is not None for one in taken), len(taken))
+        return tuple(taken)
+
+    async def _take(self, reference: Reference, offer: Offer) -> Adopted:
+        try:
+            image = await self._importer.take(self._containerd.content, reference, offer, _WHERE)
+        except (ShimError, RootfsError) as error:
+            _log.warning("%s stays with containerd alone: %s", reference, error)
+            return Adopted(str(reference), None, str(error))
+        return Adopted(str(reference), image)
+
+
+def _offers(records: Iterable[Record]) -> Iterator[tuple[Reference, Offer]]:
+    """Names by tag come before those by digest: an image that has only the latter gets them all the same."""
+    for record in sorted(records, key=lambda one: ("@" in one.name, one.name)):
+        if record.name.startswith("sha256:"):
+            continue  # the id, under which its CRI plugin keeps every image as well
+        try:
+            reference, target = parse_reference(record.name), Digest.parse(record.target.digest)
+        except (InvalidReference, RootfsError):
+            continue
+        yield reference, Offer((reference,), record.name, target, record.target.media_type, {}, genuine=True)
