@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from cri_shim.cli.settings import add_settings, load_settings
 from cri_shim.cli.status import ask
 from cri_shim.errors import ShimError
+from rootfs.capabilities import keep_only
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +45,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         answer = ask(admin, f"/import?path={_CONTAINERD}", _PATIENCE_SECONDS)
     else:
         with _opened(options.source) as descriptor:
+            # The daemon has no capability, so it may look only into a process that has none either.
+            keep_only(0)
             answer = ask(admin, _page(options, descriptor), _PATIENCE_SECONDS)
     for image in answer["images"]:
         print(f"{image['name']} {image['id']}")
