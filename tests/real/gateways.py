@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from tests.real.networks import HERE, Here
@@ -157,11 +159,22 @@ class Socks:
 
 
 class Silent:
-    """A listener that takes connections and never says a word."""
+    """A listener that takes connections, keeps them in `taken`, and never says a word."""
 
     def __init__(self) -> None:
         self._listening = socket.create_server((LOOPBACK, 0), backlog=64)
         self.host = f"{LOOPBACK}:{self._listening.getsockname()[1]}"
+        self.taken: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._take, daemon=True)
+        self._thread.start()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.taken.append(self._listening.accept()[0])
 
     def close(self) -> None:
-        self._listening.close()
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for one in (self._listening, *self.taken):
+            one.close()

@@ -156,11 +156,11 @@ def test_two_mirrors_of_which_one_hangs(place, opened, upstream, daemon):
     shim = daemon({"reg.test": mirrors(hanging.host, good.host, server="reg.test")}, mirror_stall_seconds=2)
     begun = time.monotonic()
     shim.pull("reg.test/team/four:1")
-    first = time.monotonic() - begun
-    shim.pull("reg.test/team/big:1")  # the one that hung is left out
-    second = time.monotonic() - begun - first
-    assert 2 <= first < 10
-    assert second < 2
+    assert time.monotonic() - begun >= 2
+    taken = len(hanging.taken)
+    assert taken >= 1
+    shim.pull("reg.test/team/big:1")
+    assert len(hanging.taken) == taken  # the one that hung is left out
     explained = run(*explain(shim, "reg.test/team/four:1")).stdout
     assert f"http://{hanging.host}/v2" in explained
     assert "did not answer within 2 s" in explained
