@@ -20,6 +20,7 @@ class Pair:
 
     def server_context(self, *, client_ca: Path | None = None) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_ciphers("DEFAULT@SECLEVEL=0")  # a bad certificate is for the client to refuse
         context.load_cert_chain(self.cert, self.key)
         if client_ca is not None:
             context.load_verify_locations(client_ca)
@@ -47,13 +48,13 @@ class Authority:
     def cert(self) -> Path:
         return self.ca.cert
 
-    def issue(self, name: str, *names: str, days: int = 2) -> Pair:
+    def issue(self, name: str, *names: str, days: int = 2, digest: str = "sha256") -> Pair:
         """A certificate for *names* ("DNS:reg.test", "IP:127.0.0.1"); negative *days* make it expired."""
         pair = Pair(self._dir / f"{name}.crt", self._dir / f"{name}.key")
         request, extensions = self._dir / f"{name}.csr", self._dir / f"{name}.ext"
         extensions.write_text(f"subjectAltName={','.join(names)}\n" if names else "")
         self._run("req", *KEY, "-keyout", pair.key, "-out", request, "-subj", f"/CN={name}")
-        issuer = ["-CA", self.ca.cert, "-CAkey", self.ca.key, "-CAcreateserial"]
+        issuer = ["-CA", self.ca.cert, "-CAkey", self.ca.key, "-CAcreateserial", f"-{digest}"]
         self._run("x509", "-req", "-in", request, "-out", pair.cert, *issuer, "-days", days, "-extfile", extensions)
         return pair
 

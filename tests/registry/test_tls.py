@@ -92,6 +92,23 @@ def test_expired(desk, authority, sample):
             desk.manifest(name)
 
 
+def test_a_signature_that_anybody_could_have_made(desk, authority, sample):
+    pair = authority.issue("weak", "DNS:reg.test", digest="sha1")
+    with FakeRegistry(("team/app:v1", sample), tls=pair.server_context()) as secure:
+        name = trust(desk, secure, "reg.test", f'ca = "{authority.cert}"')
+        with pytest.raises(RegistryUnavailable, match="digest algorithm too weak"):
+            desk.manifest(name)
+        assert secure.log == []
+
+
+def test_signed_by_itself(desk, authority, sample):
+    with FakeRegistry(("team/app:v1", sample), tls=authority.ca.server_context()) as secure:
+        name = trust(desk, secure, "reg.test")
+        with pytest.raises(RegistryUnavailable, match="self-signed certificate"):
+            desk.manifest(name)
+        assert secure.log == []
+
+
 def test_a_common_name_is_no_name(desk, authority, sample):
     pair = authority.issue("reg.test")
     with FakeRegistry(("team/app:v1", sample), tls=pair.server_context()) as secure:
