@@ -9,7 +9,7 @@ SOURCES := cri_shim rootfs tests
 PROTOS  := $(patsubst protos/%,%,$(wildcard protos/cri_shim/pb/*.proto protos/cri_shim/pb/*/*.proto))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format conformance fuzz mutants bench proto clean
+.PHONY: help venv demo test lint format conformance durability fuzz mutants bench proto clean
 
 help: ## Show this list
 	@echo "cri-shim: the image service that kubelet talks to"
@@ -43,6 +43,11 @@ fuzz: $(VENV)/.stamp-fuzz ## Fuzz every parser for a minute each (FUZZ_SECONDS=.
 
 mutants: $(VENV)/.stamp-test ## Take one security check away at a time and see that a test fails
 	@$(PY) -m tests.mutants.run $(MUTANTS)
+
+durability: $(VENV)/.stamp-test ## Kill and cut the power at every step, on every filesystem, and 500 times at random (as root)
+	@CRI_SHIM_REQUIRE_ALL=1 CRI_SHIM_ALL_CUTS=1 CRI_SHIM_KILLS=500 CRI_SHIM_BLOB_MIB=1024 CRI_SHIM_EXAMPLES=100 \
+	  $(PY) -m pytest -s tests/real/test_kills.py tests/real/test_kills_at_random.py tests/real/test_faults.py \
+	  tests/images/test_machine.py
 
 bench: $(VENV)/.stamp-test ## Measure
 	@PYTHON=$(CURDIR)/$(PY) tests/bench/run

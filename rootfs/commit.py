@@ -181,6 +181,7 @@ def trash(layout: Layout, names: tuple[str, ...]) -> None:
     failure: OSError | None = None
     for name in names:
         try:
+            failpoint("layer.trash")
             move_to_trash(layout, layout.overlay, checked_name(name))
             drop_link(layout, name)
         except OSError as error:

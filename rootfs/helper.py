@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 MAX_JOBS: Final = 1024
 MAX_STAGED: Final = 4096
 _MAKING: Final = ("unpack", "form")
+_LITTERING: Final = ("recover", "chain", "unchain")
 _DESCRIPTORS: Final = {"unpack": 3}
 _GOOD: Final = (child.DONE, child.NOTHING)
 _LAST_WAIT_SECONDS: Final = 1.0
@@ -298,7 +299,7 @@ class _Server:
 
     def _settle(self, job: _Job, code: int) -> None:
         """Decide what becomes of the layer under staging that the job was about."""
-        self._sweep_wanted = self._sweep_wanted or job.kind in ("recover", "unchain")
+        self._sweep_wanted = self._sweep_wanted or job.kind in _LITTERING
         if job.staging not in self._staged:
             return
         if job.kind in _MAKING and code == child.DONE and not job.cancelled:

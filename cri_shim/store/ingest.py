@@ -5,7 +5,7 @@ how far they may read. Bytes below the watermark are contiguous and never change
 those who follow are told to give up and start over: they may have read bytes that are void now.
 
 What has arrived is brought to the disk and recorded in the map beside it, step by step, by another thread than the
-one that downloads; that one waits when it is CHUNK_BYTES ahead. So an interruption of any kind costs a chunk at most,
+one that downloads; that one waits when it is AHEAD_BYTES ahead. So an interruption of any kind costs a chunk at most,
 and the next ingest of the blob goes on from there. An ingest is never trusted: whoever unpacks it takes the digest of
 every byte, those of an earlier ingest included.
 """
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
     from pathlib import Path
 
-STEP_BYTES: Final = 8 << 20
+STEP_BYTES: Final = 4 << 20
 """How much is brought to the disk and recorded at once."""
 
-CHUNK_BYTES: Final = 2 * STEP_BYTES
-"""How much an interruption may cost: what may have been received and not been recorded."""
+AHEAD_BYTES: Final = 2 * STEP_BYTES
+"""How much may have been received and not been recorded."""
+
+CHUNK_BYTES: Final = 16 << 20
+"""How much an interruption may cost: that, and what the kernel has received meanwhile."""
 
 KEPT_BYTES: Final = 1 << 20
 """A part that is smaller is not kept."""
@@ -236,7 +239,7 @@ class Ingest:
         if self._recording is None or self._recording.done():
             self._await_record()
             self._recording = self._begin_record()
-        elif ahead >= CHUNK_BYTES:
+        elif ahead >= AHEAD_BYTES:
             self._await_record()
 
     def _begin_record(self) -> Future[None] | None:

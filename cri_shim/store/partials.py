@@ -90,7 +90,7 @@ class Partials:
         Raises:
             NoSpace, StoreDamaged: the disk has no room, or fails.
         """
-        name = f"{blob.algorithm}-{blob.hex}"
+        name = _name(blob)
         while (removing := self._removing.get(name)) is not None:
             await removing.wait()
         before = self._waiting.pop(name, None)
@@ -111,9 +111,16 @@ class Partials:
             _log.info("kept %d bytes of %s for the next pull", size_bytes, ingest.path.name)
         await self.prune(disk)
 
+    async def forget(self, disk: Disk, blobs: Iterable[Digest]) -> None:
+        """Delete those of *blobs* that wait: their layers are here, and a kill came between."""
+        names = {_name(blob) for blob in blobs}
+        await self._delete(disk, tuple(name for name in self._waiting if name in names))
+
     async def prune(self, disk: Disk, *, everything: bool = False) -> None:
         """Delete what is too old or too much, or everything that waits."""
-        names = tuple(self._waiting) if everything else self._too_many(time.time())
+        await self._delete(disk, tuple(self._waiting) if everything else self._too_many(time.time()))
+
+    async def _delete(self, disk: Disk, names: tuple[str, ...]) -> None:
         gone = asyncio.Event()
         for name in names:
             del self._waiting[name]
@@ -160,6 +167,10 @@ class Partials:
             if room < 0 or now_s - one.since_s > self._keeping.seconds:
                 out.append(name)
         return tuple(out)
+
+
+def _name(blob: Digest) -> str:
+    return f"{blob.algorithm}-{blob.hex}"
 
 
 def _left(path: Path) -> _Waiting | None:

@@ -283,10 +283,10 @@ class Store:
         documents = await self.disk(self.blobs.present)
         plan = plan_recovery(self.catalog, found, documents)
         await self.disk(self.partials.find)
-        await self.partials.prune(self)
         if plan.changes:
             await self._in_index(lambda: self._carry_out(plan))
             self.catalog = await self._in_index(self._index.load)
+        await self.partials.forget(self, {proof.blob for proof in self.catalog.provenance.proofs})
         await self.disk(lambda: self.blobs.remove(plan.stray_documents))
         self._spare(self.catalog.idle())
         self._untrashed.update(plan.trash)

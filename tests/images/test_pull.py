@@ -37,16 +37,10 @@ def config_for(tmp_path: Path, *registries: FakeRegistry, **more: object) -> Con
         folder = tmp_path / "certs.d" / registry.host
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts.toml").write_text(f'server = "{registry.url}"\n')
-    return Config(
-        root=str(tmp_path / "root"),
-        state=str(tmp_path / "state"),
-        certs_dirs=(str(tmp_path / "certs.d"),),
-        kubelet_root_dir=str(tmp_path / "kubelet"),
-        kubelet_cwd=str(tmp_path / "cwd"),
-        home=str(tmp_path / "home"),
-        sync="off",
-        **{"pull_grace_seconds": 0, **more},
-    )
+    places = {"root": "root", "state": "state", "kubelet_root_dir": "kubelet", "kubelet_cwd": "cwd", "home": "home"}
+    given = {key: str(tmp_path / place) for key, place in places.items()}
+    certs = (str(tmp_path / "certs.d"),)
+    return Config(**{**given, "certs_dirs": certs, "sync": "off", "pull_grace_seconds": 0, **more})
 
 
 @pytest.fixture

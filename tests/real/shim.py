@@ -44,6 +44,7 @@ class Shim:
             "home": str(base),
             **config,
         }
+        self.environ: dict[str, str] = {}
         self.process: subprocess.Popen | None = None
         self.enter: tuple[str, ...] = ()  # before its command: into another network, say
         self.environ: dict[str, str] = {}

@@ -10,7 +10,7 @@ import pytest
 
 from cri_shim.errors import Cancelled, StoreDamaged
 from cri_shim.executor import DaemonExecutor
-from cri_shim.store.ingest import CHUNK_BYTES, Arrival, Ingest
+from cri_shim.store.ingest import AHEAD_BYTES, Arrival, Ingest
 from cri_shim.store.rangemap import MapFile, path_of_map
 from rootfs.failpoints import arm
 
@@ -152,7 +152,7 @@ def test_an_interruption_costs_a_chunk_at_most(tmp_path: Path, threads) -> None:
     for count in range(1, 50):
         ingest.append(bytes(MIB))
         known = MapFile(path_of_map(str(tmp_path / "blob"))).read()
-        assert count * MIB - (known.prefix_bytes if known else 0) <= CHUNK_BYTES
+        assert count * MIB - (known.prefix_bytes if known else 0) <= AHEAD_BYTES
     ingest.close()
 
 

@@ -1,0 +1,271 @@
+"""Breaking a daemon on purpose: filesystems of one's own that lose power, failpoints that are hit, and what must hold.
+
+A cut is `FS_IOC_SHUTDOWN` (linux/fs.h; ext4 and xfs have it): the filesystem takes nothing more, and what it has not
+written is gone when it is mounted again, as after a power cut. Mode 1 writes the journal out first, mode 2 does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import functools
+import os
+import random
+import struct
+import subprocess
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.config.schema import Config
+from cri_shim.demo.client import Client
+from cri_shim.errors import ShimError
+from cri_shim.server.build import running_images
+from tests.fakes.images import Dir, FakeImage, Link, layer
+from tests.fakes.images import image as image_for
+from tests.real.programs import run
+from tests.real.shim import Shim
+
+if TYPE_CHECKING:
+    from cri_shim.images.service import Images
+    from cri_shim.store.image import Image
+    from tests.fakes.registry import FakeRegistry
+
+FS_IOC_SHUTDOWN = 0x8004587D
+LOGFLUSH, NOLOGFLUSH = 1, 2
+MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+MIB = 1 << 20
+WAIT = 60.0
+image = functools.partial(image_for, architecture=MACHINE)
+
+
+class Disk:
+    """A filesystem of its own in a file: "ext4" or "xfs"."""
+
+    def __init__(self, base: Path, kind: str, size_bytes: int = 400 * MIB, options: tuple[str, ...] = ()) -> None:
+        self.kind, self.at, self._file = kind, base / "disk", base / f"{kind}.img"
+        self.at.mkdir(parents=True)
+        with self._file.open("wb") as file:
+            file.truncate(size_bytes)
+        quiet = ("-q", "-F") if kind == "ext4" else ("-q", "-f")
+        run(f"mkfs.{kind}", *quiet, *options, self._file)
+        self.mount()
+
+    def mount(self, *options: str) -> None:
+        run("mount", "-o", ",".join(("loop", *options)), self._file, self.at)
+
+    def unmount(self) -> None:
+        """Unmount as soon as the last process that was killed has let go."""
+        deadline = time.monotonic() + WAIT
+        while (done := run("umount", self.at, check=False)).returncode:
+            assert time.monotonic() < deadline, done.stderr
+            time.sleep(0.02)
+
+    def cut(self, mode: int) -> None:
+        """Cut the power: from now on nothing reaches the disk."""
+        fd = os.open(self.at, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", mode))
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        self.unmount()
+        self._file.unlink()
+
+
+class Trace:
+    """What failpoints were hit, as it happens, through a FIFO."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.hits: Counter[str] = Counter()
+        os.mkfifo(path)
+        self._fd = os.open(path, os.O_RDWR)
+        self._changed = threading.Condition()
+        self._before: Counter[str] = Counter()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def forget(self) -> None:
+        """Count anew for `wait`."""
+        with self._changed:
+            self._before = Counter(self.hits)
+
+    def wait(self, name: str, count: int) -> None:
+        with self._changed:
+            reached = self._changed.wait_for(lambda: self.hits[name] - self._before[name] >= count, WAIT)
+            assert reached, f"{name} was not hit {count} times: {self.hits - self._before}"
+
+    def _read(self) -> None:
+        rest = b""
+        while True:
+            lines = (rest + os.read(self._fd, 1 << 16)).split(b"\n")
+            rest = lines.pop()
+            with self._changed:
+                self.hits.update(line.split()[0].decode() for line in lines)
+                self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image, and the files that each of its layers must have."""
+
+    name: str
+    image: FakeImage
+    files: tuple[dict[str, bytes], ...]
+
+
+def sample(name: str, seed: int, large: int = 20 * MIB) -> Sample:
+    """Three layers: one that every sample shares, one of small files with links, and one large file."""
+    some = random.Random(seed)
+    shared = {f"usr/lib/{n}": f"shared {n}".encode() * 50 for n in range(20)}
+    small = {f"etc/{seed}/{n}": some.randbytes(some.randrange(1, 9000)) for n in range(40)}
+    big = {"opt/large": some.randbytes(large)}
+    base = layer({"usr/": Dir(), "usr/lib/": Dir(), **shared})
+    many = {f"etc/{seed}/{n}.d/": Dir() for n in range(40)}
+    links = {"etc/": Dir(), f"etc/{seed}/": Dir(), **many, **small, "etc/link": Link("passwd")}
+    wanted = image(base, layer(links, compression="zstd"), layer({"opt/": Dir(), **big}, compression="none"))
+    return Sample(name, wanted, (shared, small, big))
+
+
+class Node:
+    """A root, a registry and failpoints: break a daemon on it, and look at what is left with another."""
+
+    def __init__(self, base: Path, registry: FakeRegistry, trace: Trace, disk: Disk | None = None, **config) -> None:
+        self.base, self.registry, self.trace, self.disk = base, registry, trace, disk
+        self.root = (disk.at if disk is not None else base) / f"root-{base.name}"
+        self.config = {"sync": "syncfs", "pull_grace_seconds": 0, **config}
+        self.slowest_start = 0.0
+        self.kept: set[str] = set()
+        self.shim = self._shim()
+        self._config = self.shim.config
+
+    def _shim(self) -> Shim:
+        shim = Shim(self.base / "d", root=str(self.root), **self.config)
+        shim.trust(self.registry.host)
+        return shim
+
+    def name(self, one: Sample) -> str:
+        return f"{self.registry.host}/{one.name}:1"
+
+    def start(self, failpoints: str = "", *, ready: bool = True, **config) -> Shim:
+        """Start the daemon; one that is to die before it is ready is waited for until it does."""
+        self.trace.forget()
+        self.shim.config = {**self._config, **config}
+        self.shim.environ = {"CRI_SHIM_FAILPOINTS": f"trace:{self.trace.path};{failpoints}"}
+        if ready:
+            return self.shim.start()
+        with self.shim.log.open("ab") as log:
+            environ = {**os.environ, **self.shim.environ}
+            self.shim.process = subprocess.Popen(self.shim.command(), env=environ, stdout=log, stderr=log)
+        return self.shim
+
+    def cut(self, mode: int) -> None:
+        """Cut the power under the daemon, let everything die, and switch on again."""
+        assert self.disk is not None
+        self.disk.cut(mode)
+        self.shim.kill()
+        self.disk.unmount()
+        self.disk.mount()
+
+    def end(self) -> None:
+        """Whatever became of the daemon, it is gone after this."""
+        if self.shim.process is not None:
+            self.shim.kill()
+
+    def looking(self):
+        """The image service in this process."""
+        places = {place: str(self.base / place) for place in ("state", "kubelet_root_dir", "kubelet_cwd", "home")}
+        return running_images(Config(**places, root=str(self.root), certs_dirs=(str(self.shim.certs),), **self.config))
+
+    def directory(self, found: Image, place: int) -> Path:
+        return self.root / "overlay" / found.layers[place].name / "diff"
+
+    def must_be_whole(self, found: Image, one: Sample) -> None:
+        """I1: every byte of every layer is what the tar has."""
+        assert str(found.id) == one.image.id
+        for place, files in enumerate(one.files):
+            directory = self.directory(found, place)
+            there = {
+                os.path.relpath(os.path.join(top, name), directory): Path(top, name)
+                for top, _, names in os.walk(directory)
+                for name in names
+            }
+            plain = {name: path.read_bytes() for name, path in there.items() if not path.is_symlink()}
+            assert plain == files, f"layer {place} of {one.name}: {sorted(plain)}"
+
+    def files(self) -> set[str]:
+        """What lies in the root, by directory and name."""
+        places = ("overlay", "overlay/l", "blobs/sha256", "ingest", "staging", "trash")
+        return {f"{place}/{name}" for place in places for name in os.listdir(self.root / place)}
+
+    async def prepare(self, one: Sample) -> None:
+        """Have *one* on the node, and nothing else."""
+        async with self.looking() as images:
+            await images.pull(self.name(one), None)
+            await images._store.emptied()
+        self.kept = self.files()
+
+    async def examine(self, kept: Sample, broken: Sample, *, acknowledged: bool | None = None) -> None:
+        """The invariants, after a restart: *kept* is as it was, *broken* is whole or not there, and can be had.
+
+        *acknowledged*: it was said that *broken* is there (True) or that it is not (False).
+        """
+        begun = time.monotonic()
+        async with asyncio.timeout(WAIT), self.looking() as images:
+            self.slowest_start = max(self.slowest_start, time.monotonic() - begun)  # I6
+            await images._store.emptied()
+            self.must_be_whole(must_be_there(images, self.name(kept)), kept)  # I5
+            found = images.find(self.name(broken))
+            if acknowledged is not None:
+                assert (found is not None) is acknowledged, f"{broken.name} was {acknowledged=}"  # I2
+            if found is not None:
+                self.must_be_whole(found, broken)  # I1
+            await self.swept()
+            self.must_be_whole(await images.pull(self.name(broken), None), broken)  # I3
+            await images.remove(self.name(broken), 10.0)
+            images._store._grace.clear()
+            await images._store.collect()
+            await images._store.emptied()
+            await self.swept()
+            left = self.files()
+            assert left == self.kept, f"left over: {left - self.kept}, lost: {self.kept - left}"  # I4
+            assert images.usage().used_bytes > 0
+
+    async def swept(self) -> None:
+        """Wait until the helper, in its own time, has cleaned away what a start must clean away."""
+        async with asyncio.timeout(WAIT):
+            while self.partly_there():
+                await asyncio.sleep(0.01)
+
+    def partly_there(self) -> set[str]:
+        """What a start must have cleaned away."""
+        return {f"{place}/{name}" for place in ("staging", "trash") for name in os.listdir(self.root / place)}
+
+
+def must_be_there(images: Images, name: str) -> Image:
+    found = images.find(name)
+    assert found is not None, f"{name} is gone"
+    return found
+
+
+class Call(threading.Thread):
+    """PullImage or RemoveImage in a thread; *done* tells whether it was acknowledged."""
+
+    def __init__(self, shim: Shim, method: str, name: str) -> None:
+        super().__init__(daemon=True)
+        self.done = False
+        self._shim, self._method, self._name = shim, method, name
+        self.start()
+
+    def run(self) -> None:
+        try:
+            if self._method != "stop":
+                with Client(self._shim.socket) as client:
+                    getattr(client, self._method)(self._name)
+            self.done = True
+        except ShimError:
+            self.done = False
