@@ -49,12 +49,14 @@ class Settings:
     """What does not change while the daemon runs.
 
     *graph_roots* are those of the runtimes, whose records are looked at; *sync* is as for layers. *flatten* says that a
-    runtime may be too old to mount a deep image (see `flat`).
+    runtime may be too old to mount a deep image (see `flat`). *withdraw* is for a node where this was on and is not any
+    more: nothing is published, and what was goes as soon as no runtime names it.
     """
 
     graph_roots: tuple[Path, ...]
     sync: str
     flatten: bool
+    withdraw: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -112,8 +114,9 @@ class ContainersStorage:
 
     async def publish(self, image: Image) -> None:
         """Make *image* visible; see `HandOff.publish`."""
-        if not self._is_shown(image) or not self._is_ours():
-            await self._publish(image)
+        if self._settings.withdraw or (self._is_shown(image) and self._is_ours()):
+            return
+        await self._publish(image)
 
     async def renamed(self, image: Image) -> None:
         """Give the record of *image* the names that are left; most were taken when the other was published."""
@@ -129,7 +132,7 @@ class ContainersStorage:
 
     async def verify(self, image: Image) -> bool:
         """Tell whether *image* is published as it is now, and publish it if not."""
-        if not self._is_ours():
+        if not self._settings.withdraw and not self._is_ours():
             _log.warning("somebody else changed the records of containers-storage; they are written anew")
             self._shown.clear()
             self._renew()
@@ -148,7 +151,7 @@ class ContainersStorage:
     def status(self) -> Mapping[str, object]:
         """Return what is published."""
         return {
-            "state": "on",
+            "state": "withdrawn" if self._settings.withdraw else "on",
             "images": len(self._records.images),
             "layers": len(self._records.layers),
             "held by runtimes": len(self._records.lingering),
@@ -178,7 +181,7 @@ class ContainersStorage:
         self._failure = ""
 
     async def _put_right(self) -> None:
-        present = {digest.hex for digest in self._store.catalog.images}
+        present = set() if self._settings.withdraw else {digest.hex for digest in self._store.catalog.images}
         gone = self._records.images.keys() - present
         await self._change(lambda records: records.retracted(gone))
         await self._sweep()

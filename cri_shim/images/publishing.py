@@ -121,7 +121,8 @@ class Publishing:
         self._handoffs = tuple(handoffs)
         self._users: tuple[LayerUser, ...] = (*self._handoffs, *others)
         self._busy: dict[Digest, asyncio.Event] = {}
-        self._told: dict[Digest, tuple[str, ...]] = {}
+        self._told: set[Digest] = set()
+        self._holders: dict[str, Digest] = {}
         self._renewals: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -131,7 +132,7 @@ class Publishing:
             ConfigError: a hand-off cannot work on this node.
         """
         # Until something else is found out, the runtimes have what an earlier life gave them.
-        self._told = {image.id: image.names for image in self._catalog().images.values()}
+        self._told, self._holders = set(self._catalog().images), dict(self._catalog().names)
         for handoff in self._handoffs:
             await handoff.start(functools.partial(self._renew, handoff))
             if handoff.status()["state"] != "waiting":
@@ -154,8 +155,8 @@ class Publishing:
             HandOffFailed, ShimError, RootfsError: the first reason why a runtime does not see it.
         """
         if self._handoffs:
-            await undisturbed(self._publish(image.id, self._handoffs))
-            await undisturbed(self._tell_renamed())
+            for loser in await undisturbed(self._publish(image.id, self._handoffs)):
+                await undisturbed(self._rename(loser))
 
     async def replace(self, image: Image) -> None:
         """Take *image* from every runtime and give it again at once: what they had of it before was not from here.
@@ -217,26 +218,25 @@ class Publishing:
 
     async def _publish(
         self, image_id: Digest, handoffs: tuple[HandOff, ...], *, taken_away_first: bool = False
-    ) -> None:
+    ) -> frozenset[Digest]:
+        """Publish, and return the images that had one of its names until now."""
         async with self._turn(image_id):
             image = self._catalog().images.get(image_id)
             if image is None:
-                return
+                return frozenset()
             for handoff in handoffs if taken_away_first else ():
                 await handoff.retract(image)
             outcomes = await asyncio.gather(*(one.publish(image) for one in handoffs), return_exceptions=True)
             if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
-                self._told.pop(image_id, None)
+                self._told.discard(image_id)
                 raise failures[0]
-            self._told[image_id] = image.names
+            return self._note(image)
 
-    async def _tell_renamed(self) -> None:
-        """Tell the hand-offs about images whose names are other ones than they were told."""
-        images = self._catalog().images
-        for image_id, names in tuple(self._told.items()):
-            image = images.get(image_id)
-            if image is not None and image.names != names and image_id not in self._busy:
-                await self._rename(image_id)
+    def _note(self, image: Image) -> frozenset[Digest]:
+        self._told.add(image.id)
+        losers = frozenset(self._holders.get(name, image.id) for name in image.names) - {image.id}
+        self._holders.update(dict.fromkeys(image.names, image.id))
+        return losers
 
     async def _rename(self, image_id: Digest) -> None:
         async with self._turn(image_id):
@@ -248,11 +248,12 @@ class Publishing:
                     await handoff.renamed(image)
                 except (ShimError, RootfsError) as error:
                     _log.error("%s does not know that %s has other names now: %s", handoff.name, image_id, error)
-            self._told[image_id] = image.names
 
     async def _retract(self, image: Image, then: Callable[[], Awaitable[None]]) -> None:
         async with self._turn(image.id):
-            self._told.pop(image.id, None)
+            self._told.discard(image.id)
+            for name in [name for name in image.names if self._holders.get(name) == image.id]:
+                del self._holders[name]
             for handoff in self._handoffs:
                 await handoff.retract(image)
             await then()
@@ -264,7 +265,7 @@ class Publishing:
                 return False
             good = all([await handoff.verify(image) for handoff in self._handoffs])
             if good:
-                self._told.setdefault(image_id, image.names)
+                self._note(image)
             return good
 
     def _renew(self, handoff: HandOff) -> None:

@@ -29,7 +29,12 @@ def _containerd(config: Config, store: Store) -> HandOff:
 
 def _containers_storage(config: Config, store: Store) -> HandOff:
     roots = tuple(map(Path, config.containers_storage_roots))
-    settings = Settings(roots, config.sync, flatten="containers-storage" in config.publish)
+    settings = Settings(
+        roots,
+        config.sync,
+        flatten="containers-storage" in config.publish,
+        withdraw="containers-storage" not in names_of(config),
+    )
     return ContainersStorage(store, settings, DaemonExecutor("containers-storage", 1))
 
 
@@ -45,7 +50,10 @@ def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tupl
     Raises:
         ConfigError: one that is wanted cannot be on this node.
     """
-    made = {name: _MAKERS[name](config, store) for name in sorted(names_of(config)) if name in _MAKERS}
+    wanted = names_of(config)
+    if (store.layout.root / "overlay-images/images.json").exists():
+        wanted |= {"containers-storage"}  # to withdraw what was published before it was turned off
+    made = {name: _MAKERS[name](config, store) for name in sorted(wanted)}
     return tuple(made.values()), (Mounts(store.layout, store.disk),)
 
 

@@ -225,23 +225,36 @@ async def test_records_that_cannot_be_read_keep_everything(
     assert reader.names() == {one.id.hex: []}
 
 
-async def test_a_restart_publishes_what_is_missing_and_takes_away_what_is_gone(
+async def test_a_restart_publishes_what_is_missing(registry: FakeRegistry, reader: Reader, tmp_path: Path) -> None:
+    async with running(tmp_path, registry) as images:
+        one = await pulled(images, registry)
+    link = tmp_path / "root/overlay/l" / link_name(top_of(reader, one))
+    link.unlink()
+    async with running(tmp_path, registry):
+        await until(link.exists)
+        await until(lambda: reader.names() == {one.id.hex: list(one.names)})
+
+
+async def test_what_was_published_is_withdrawn_when_it_is_turned_off(
     registry: FakeRegistry, reader: Reader, tmp_path: Path
 ) -> None:
     registry.add("other", image(layer({"other": b"x"})), tag="1")
     async with running(tmp_path, registry) as images:
         one, two = await pulled(images, registry), await pulled(images, registry, "other:1")
-    config = config_for(tmp_path, registry)
-    async with running_images(config) as images:  # without the hand-off
-        await images.remove(str(two.id))
-        three = await images.pull(f"{registry.host}/app@{one.manifest}", None)
-        assert three.id == one.id
-    link = tmp_path / "root/overlay/l" / link_name(top_of(reader, one))
-    link.unlink()
+    write(tmp_path / "graph", containers=[{"id": "c", "image": one.id.hex}])
+    config = dataclasses.replace(config_for(tmp_path, registry), containers_storage_roots=(str(tmp_path / "graph"),))
+    async with running_images(config) as images:
+        assert reader.names() == {one.id.hex: []}
+        await images.remove(str(one.id))
+        await images.pull(f"{registry.host}/other:1", None)
+        assert await images.usable(str(two.id)) is not None
+        assert images.status()["published"]["containers-storage"]["state"] == "withdrawn"
+        assert reader.names() == {one.id.hex: []}
+    write(tmp_path / "graph", containers=[])
+    async with running_images(config):
+        assert reader.images() == {}
     async with running(tmp_path, registry):
-        await until(link.exists)
-        await until(lambda: reader.names()[one.id.hex] == list(three.names))
-        assert reader.names() == {one.id.hex: list(three.names)}
+        await until(lambda: set(reader.images()) == {two.id.hex})
 
 
 def top_of(reader: Reader, one: Image) -> str:
