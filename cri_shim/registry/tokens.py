@@ -1,9 +1,11 @@
 """Bearer tokens: asked for as Docker's token specification has it, kept across pulls, asked once for all who wait.
 
-A credential is shown in a POST first (OAuth2, as containerd does), then, where the realm does not take that, in a GET
-with Basic. What is asked for is our own scope, `repository:<name>:pull`, whatever the challenge says. A token lives as
-long as its `expires_in` says, within 60 s and an hour, on the monotonic clock from before it was asked for; `issued_at`
-is another computer's clock and is not looked at.
+User and password are shown in a GET with Basic, which every realm takes and whose refusal is final: a wrong one costs
+one request. (containerd begins with an OAuth2 POST, which some realms answer with 400 or 401 whatever it says, so that
+each wrong one costs two.) A realm that takes no GET is sent a POST, and so is an identity token always. What is asked
+for is our own scope, `repository:<name>:pull`, whatever the challenge says. A token lives as long as its `expires_in`
+says, within 60 s and an hour, on the monotonic clock from before it was asked for; `issued_at` is another computer's
+clock and is not looked at.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ KEPT = 4096
 CLIENT = "cri-shim"
 TICK_SECONDS = 0.05  # how late one who waits for another's token notices a cancel
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-POST_REFUSED = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 415, 501})
+GET_REFUSED = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Tokens:
         self._lock = threading.Lock()
         self._kept: OrderedDict[object, Token] = OrderedDict()
         self._flights: dict[object, _Flight] = {}
-        self._get_only: OrderedDict[Url, None] = OrderedDict()
+        self._post_only: OrderedDict[Url, None] = OrderedDict()
 
     def get(self, realm: Realm, credential: Credential, cancel: Cancel) -> Token:
         """Return a token for *realm*, a kept one if there is one.
@@ -177,12 +179,12 @@ class Tokens:
     def _fetch(self, realm: Realm, credential: Credential, cancel: Cancel) -> Token:
         asked_at = self._clock()
         hidden = secrets_of(credential)
-        posted = None
-        if not credential.anonymous and realm.request.url not in self._get_only:
-            posted = self._patiently(realm, cancel, lambda: self._post(realm, credential, hidden, cancel))
-        if posted is None:
-            posted = self._patiently(realm, cancel, lambda: self._get(realm, credential, hidden, cancel))
-        value, seconds = read_token(posted, realm.request.url.authority)
+        answer = None
+        if credential.anonymous or (credential.username and realm.request.url not in self._post_only):
+            answer = self._patiently(realm, cancel, lambda: self._get(realm, credential, hidden, cancel))
+        if answer is None:
+            answer = self._patiently(realm, cancel, lambda: self._post(realm, credential, hidden, cancel))
+        value, seconds = read_token(answer, realm.request.url.authority)
         return Token(value, asked_at + seconds)
 
     def _patiently(self, realm: Realm, cancel: Cancel, act: Callable[[], T]) -> T:
@@ -194,8 +196,7 @@ class Tokens:
                 raise
             raise Unauthenticated(f"tokens are not asked for there: {failure.sentence}") from None
 
-    def _post(self, realm: Realm, credential: Credential, hidden: tuple[str, ...], cancel: Cancel) -> bytes | None:
-        """Return the body of the answer, or None where a GET should be tried."""
+    def _post(self, realm: Realm, credential: Credential, hidden: tuple[str, ...], cancel: Cancel) -> bytes:
         request = replace(
             realm.request,
             method="POST",
@@ -203,14 +204,10 @@ class Tokens:
             body=urllib.parse.urlencode((*_grant(credential), *realm.fields)).encode(),
         )
         with self._transport.open(request, cancel) as reply:
-            if reply.status in POST_REFUSED and credential.username:
-                if reply.status in (404, 405, 415, 501):
-                    self._use_get(realm.request.url)
-                reply.discard()
-                return None
             return self._judge(reply, credential, hidden)
 
-    def _get(self, realm: Realm, credential: Credential, hidden: tuple[str, ...], cancel: Cancel) -> bytes:
+    def _get(self, realm: Realm, credential: Credential, hidden: tuple[str, ...], cancel: Cancel) -> bytes | None:
+        """Return the body of the answer, or None where a POST should be tried."""
         url = realm.request.url
         query = "&".join(part for part in (url.query, urllib.parse.urlencode(realm.fields)) if part)
         headers = realm.request.headers
@@ -218,6 +215,10 @@ class Tokens:
             headers = (*headers, ("Authorization", basic(credential)))
         request = replace(realm.request, url=url.at(url.path, query), headers=headers)
         with follow(self._transport, request, cancel).reply as reply:
+            if reply.status in GET_REFUSED and credential.username:
+                self._use_post(realm.request.url)
+                reply.discard()
+                return None
             return self._judge(reply, credential, hidden)
 
     def _judge(self, reply: Reply, credential: Credential, hidden: tuple[str, ...]) -> bytes:
@@ -231,11 +232,11 @@ class Tokens:
             raise passing
         raise Denied(sentence) if reply.status == 403 else Unauthenticated(sentence)
 
-    def _use_get(self, url: Url) -> None:
+    def _use_post(self, url: Url) -> None:
         with self._lock:
-            self._get_only[url] = None
-            while len(self._get_only) > KEPT:
-                self._get_only.popitem(last=False)
+            self._post_only[url] = None
+            while len(self._post_only) > KEPT:
+                self._post_only.popitem(last=False)
 
 
 def _ride(flight: _Flight, cancel: Cancel) -> Token | None:

@@ -346,7 +346,7 @@ def test_f04_the_owner(node: Node, warnings: pytest.LogCaptureFixture) -> None:
     paths = node.paths(trusted=frozenset({os.geteuid() + 1}))
     assert users(paths) == users(paths) == []
     (message,) = told(warnings)
-    assert message.endswith(f"its owner is user {os.geteuid()}, neither root nor the user of this service")
+    assert message.endswith(f"user {os.geteuid()}, neither root nor the user of this service")  # file or directory
 
 
 def test_f04_writable_by_everybody(node: Node, warnings: pytest.LogCaptureFixture) -> None:

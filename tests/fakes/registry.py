@@ -61,7 +61,7 @@ class Bearer:
         refresh: identity tokens that are taken as `refresh_token`.
         given: tokens that are taken as they are (a registry token).
         realm: another realm than this registry's own.
-        post: False answers a POST with 405.
+        post, get: False answers that method with 405.
     """
 
     users: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +71,7 @@ class Bearer:
     realm: str = ""
     service: str = "fake"
     post: bool = True
+    get: bool = True
     private: Mapping[str, frozenset[str]] = field(default_factory=dict)
     more: Mapping[str, object] = field(default_factory=lambda: {"expires_in": 300})
 
@@ -94,7 +95,7 @@ class Bearer:
         return scope is not None and (found is None or scope == f"repository:{found[1]}:pull")
 
     def token(self, registry: FakeRegistry, request: Seen) -> Answer:
-        if request.method == "POST" and not self.post:
+        if not (self.post if request.method == "POST" else self.get):
             return Answer(405)
         user = self._user(request)
         scope = request.form.get("scope", "")

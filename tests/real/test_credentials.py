@@ -83,14 +83,14 @@ def config_json(entries, **more):
 
 
 @pytest.mark.parametrize("where", [*CONFIG_JSON, *DOCKERCFG], ids=lambda path: "-".join(["at", *path.split("/")]))
-def test_a_credential_in_this_place_alone_is_enough(node, basic, password, where):
-    found = entries(**{basic.host: password})
+def test_a_credential_in_this_place_alone_is_enough(node, locked, password, where):
+    found = entries(**{locked.host: password})
     content = config_json(found) if where.endswith("config.json") else json.dumps(found)
-    shim = node(basic.host, own_root={where: content} if where.startswith("/") else None)
+    shim = node(locked.host, own_root={where: content} if where.startswith("/") else None)
     if not where.startswith("/"):
         write(shim.base / where, content)
     shim.start()
-    assert shim.pull(f"{basic.host}/{IMAGE}").startswith("sha256:")
+    assert shim.pull(f"{locked.host}/{IMAGE}").startswith("sha256:")
 
 
 @pytest.mark.parametrize("way", ["--creds", "--auth"])
@@ -111,12 +111,15 @@ def test_of_two_for_one_registry_the_second_is_right(node, locked, password, sec
     shim.crictl("pull", "--creds", f"ada:{secrets.new('wrong')}", f"{locked.host}/{IMAGE}")
 
 
-def test_rotated_while_the_daemon_runs(node, place, secrets):
+@pytest.mark.parametrize("kind", ["basic", "bearer"])
+def test_rotated_while_the_daemon_runs(node, place, secrets, kind):
     old, new = secrets.new("old"), secrets.new("new")
     base = place / "rotating"
     base.mkdir()
     htpasswd(base / "users", {"ada": old})
-    registry = DockerRegistry(base, auth={"htpasswd": {"realm": "tests", "path": str(base / "users")}})
+    tokens = TokenServer(base / "tokens", {"ada": old}, {"team/app": {"ada"}})
+    passwords = {"htpasswd": {"realm": "tests", "path": str(base / "users")}}
+    registry = DockerRegistry(base, auth=passwords if kind == "basic" else tokens.auth)
     try:
         filled(registry, base, old)
         name = f"{registry.host}/{IMAGE}"
@@ -125,11 +128,16 @@ def test_rotated_while_the_daemon_runs(node, place, secrets):
         shim.start()
         pulled = shim.pull(name)
         htpasswd(base / "users", {"ada": new})
-        assert "code = Unauthenticated" in shim.refused(name)
+        tokens.users["ada"] = new
+        if kind == "basic":  # a token that was given holds until it ends
+            assert "code = Unauthenticated" in shim.refused(name)
+        given = len(tokens.given)
         write(shim.kubelet / "config.json", config_json(entries(**{registry.host: new})))
         assert shim.pull(name) == pulled
+        assert kind == "basic" or len(tokens.given) > given  # the new one was shown
     finally:
         registry.close()
+        tokens.close()
 
 
 def test_a_credential_helper(node, locked, password):

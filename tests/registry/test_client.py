@@ -543,7 +543,7 @@ def test_bearer_then_nothing_more_is_asked(desk, registry, kit):
     desk.manifest(name, kit.user())
     assert [(s.method, s.path) for s in registry.log] == [
         ("GET", "/v2/team/app/manifests/v1"),
-        ("POST", "/token"),
+        ("GET", "/token"),
         ("GET", "/v2/team/app/manifests/v1"),
     ]
     registry.forget()

@@ -432,7 +432,7 @@ def _token(behaviour: Behaviour, times: int | None = None, **auth: object) -> Ca
     def arrange(scene: Scene) -> None:
         scene.bearer(**auth)
         if behaviour is not WELL:
-            scene.registry.on("POST", "/token", behaviour, times)
+            scene.registry.on("GET", "/token", behaviour, times)
 
     return arrange
 
