@@ -327,6 +327,30 @@ def test_mirrors_are_told_the_namespace_and_the_registry_is_not(desk, registry, 
         assert registry.log[0].query == "ns=reg.test"
 
 
+PEERS = {
+    "spegel": "server = 'SERVER'\n[host.'MIRROR']\ncapabilities = ['pull', 'resolve']\ndial_timeout = '200ms'\n",
+    "dragonfly": 'server = "SERVER"\n[host."MIRROR"]\ncapabilities = ["pull", "resolve"]\n'
+    '[host."MIRROR".header]\nX-Dragonfly-Registry = ["https://reg.test"]\n',
+    "kraken": '[host."MIRROR"]\ncapabilities = ["pull", "resolve"]\n',
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_peers_that_share_images_are_mirrors_as_they_set_themselves_up(desk, registry, sample, kit, peer):
+    """They are told of which registry an image is (`ns`, a header), answer for what they have, and else 404."""
+    desk.names.add("reg.test", "93.184.216.34", registry.port)
+    with FakeRegistry(("team/app:v1", sample)) as mirror:
+        text = PEERS[peer].replace("SERVER", f"http://reg.test:{registry.port}").replace("MIRROR", mirror.url)
+        desk.hosts_toml("reg.test", text)
+        assert desk.manifest("reg.test/team/app:v1").host == mirror.host
+        assert (mirror.log[0].path, mirror.log[0].query) == ("/v2/team/app/manifests/v1", "ns=reg.test")
+        told = mirror.log[0].headers.get("x-dragonfly-registry")
+        assert told == ("https://reg.test" if peer == "dragonfly" else None)
+        if peer != "kraken":
+            assert desk.download("reg.test/team/app:v1")[0].host.startswith("reg.test")  # a 404 leads on
+            assert mirror.count("GET", "/blobs/") == 1
+
+
 def test_capabilities(desk, registry, sample, kit):
     with FakeRegistry(("team/app:v1", sample)) as mirror:
         mirror.add_blob("team/app", kit.BLOB)
