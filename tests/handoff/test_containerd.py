@@ -269,6 +269,15 @@ async def test_a_containerd_that_comes_back_without_its_images_gets_them(registr
     await until_whole(containerd, found)
 
 
+async def test_a_restart_that_is_over_at_once_is_noticed(registry, containerd, images):
+    found = await images.pull(f"{registry.host}/app:1", None)
+    containerd.state.records.clear()
+    containerd.state.collect()
+    await containerd.stop()
+    await containerd.start()
+    await until_whole(containerd, found)
+
+
 async def test_an_image_that_was_removed_while_containerd_was_down_goes_when_it_comes(registry, containerd, images):
     found = await images.pull(f"{registry.host}/app:1", None)
     await containerd.stop()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.real.programs import run
-from tests.real.samples import architecture, finish_layout, write_image
+from tests.real.samples import architecture, finish_layout, write_image, write_index
 from tests.real.tars import LayerTar
 
 if TYPE_CHECKING:
@@ -46,13 +46,20 @@ def app_layers() -> tuple[LayerTar, ...]:
     return (busybox_layer(), middle, top)
 
 
-def write_app(base: Path, tag: str, layers: tuple[LayerTar, ...], command: list[str]) -> Path:
-    """Write *layers* as an image into an OCI layout of its own and return the layout."""
+def write_app(base: Path, tag: str, layers: tuple[LayerTar, ...], command: list[str], *, indexed: bool = False) -> Path:
+    """Write *layers* as an image into an OCI layout of its own and return the layout.
+
+    *indexed*: beside an image for another machine, under an index.
+    """
     layout = base / tag
     blobs = layout / "blobs/sha256"
     blobs.mkdir(parents=True)
     written = [layer.write(base / f"{tag}-{number}.tar") for number, layer in enumerate(layers)]
-    finish_layout(layout, tag, write_image(blobs, architecture(), written, {"Cmd": command, "Env": ["PATH=/bin"]}))
+    config = {"Cmd": command, "Env": ["PATH=/bin"]}
+    target = write_image(blobs, architecture(), written, config)
+    if indexed:
+        target = write_index(blobs, [write_image(blobs, "riscv64", written[-1:], config), target])
+    finish_layout(layout, tag, target)
     for path in written:
         path.unlink()
     return layout

@@ -20,7 +20,7 @@ def layouts(work):
     base = work / "adopted"
     base.mkdir()
     return {
-        "app": write_app(base, "app", app_layers(), ["sh"]),
+        "app": write_app(base, "app", app_layers(), ["sh"], indexed=True),
         "pause": write_app(base, "pause", (busybox_layer(),), ["sleep", "100000"]),
     }
 

@@ -51,7 +51,7 @@ def layouts(work):
     newer = (*app_layers(), LayerTar().directory("etc").file("etc/motd", b"from the fourth layer\n"))
     deep = [LayerTar().file(f"layer{number:03}", b"%d" % number) for number in range(DEEP - 1)]
     return {
-        "app": write_app(base, "app", app_layers(), ["sh"]),
+        "app": write_app(base, "app", app_layers(), ["sh"], indexed=True),
         "newer": write_app(base, "newer", newer, ["sh"]),
         "deep": write_app(base, "deep", (busybox_layer(), *deep), ["sh"]),
         "pause": write_app(base, "pause", (busybox_layer(),), ["sleep", "100000"]),
@@ -143,7 +143,7 @@ def test_containerd_asked_no_registry_and_keeps_no_layer(world):
     assert "containerd/" not in agents
     kept = {line.split()[0] for line in world.containerd.ctr("content", "ls", "-q").splitlines()}
     manifests = {digest for digest in kept if "layers" in json.loads(world.containerd.ctr("content", "get", digest))}
-    assert len(kept) == 4  # two manifests, two configs
+    assert len(kept) == 5  # two manifests, two configs, an index; nothing of the other machine's image
     assert len(manifests) == 2
 
 

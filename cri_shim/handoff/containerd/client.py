@@ -101,6 +101,8 @@ class Client:
             state = self._channel.get_state(try_to_connect=True)
             yield state is grpc.ChannelConnectivity.READY
             await self._channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                yield False  # it was gone, though it may be back by now
 
     @property
     def connected(self) -> bool:
