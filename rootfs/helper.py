@@ -32,6 +32,7 @@ from rootfs.failpoints import arm
 from rootfs.layout import Layout, checked_name, make_record, make_staged_diff, move_to_trash, open_layout
 from rootfs.overlay import OPAQUE_USER
 from rootfs.probe import Facts, find_facts
+from rootfs.writeback import Writeback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,11 +85,15 @@ class _Staged:
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What the helper was started with: processor time for a layer, root of the runtime, whether tars are recorded."""
+    """What the helper was started with: processor time for a layer, root of the runtime, whether tars are recorded.
+
+    `writeback` tells whether the filesystem is synced while layers are unpacked.
+    """
 
     cpu_seconds: int
     runtime: str
     tar_split: bool
+    writeback: bool
 
 
 class _Server:
@@ -106,6 +111,7 @@ class _Server:
         self._staged: dict[str, _Staged] = {}
         self._sweep_wanted = False
         self._sweeping = False
+        self._writeback = Writeback(self._layout.root) if options.writeback else None
 
     def run(self, wake: int) -> None:
         """Serve until the daemon closes its end."""
@@ -166,6 +172,8 @@ class _Server:
             self._tell(job, {"event": "ended", "code": child.DONE, "cpu_seconds": 0.0, "peak_rss_bytes": 0})
         elif job.kind == "unpack":
             self._fork(job, lambda: self._unpack(job, descriptors))
+            if self._writeback is not None:
+                self._writeback.begun()
         elif job.kind in jobs.JOBS and job.kind != "mark":
             self._check_recover(job)
             self._fork(job, lambda: self._do(job, job.kind, descriptors[0]))
@@ -291,6 +299,8 @@ class _Server:
             else:
                 return
         del self._jobs[job.number]
+        if self._writeback is not None and job.kind == "unpack":
+            self._writeback.ended()
         if not job.number:
             self._sweeping = False
         self._settle(job, code)
@@ -344,6 +354,8 @@ class _Server:
                 os.close(body)
 
     def _kill_all(self) -> None:
+        if self._writeback is not None:
+            self._writeback.close()
         for job in self._jobs.values():
             os.kill(job.pid, signal.SIGKILL)
         deadline = time.monotonic() + _LAST_WAIT_SECONDS
@@ -384,7 +396,7 @@ def serve(apply: child.Apply, arguments: list[str]) -> None:
     Args:
         apply: turns the stream of a layer into a tree.
         arguments: number of the socket's descriptor, and the options as JSON: `root`, `cpu_seconds`,
-            `require_sandbox`, `runtime`, `tar_split`, `failpoints`.
+            `require_sandbox`, `runtime`, `tar_split`, `writeback`, `failpoints`.
     """
     options = json.loads(arguments[1])
     zygote.serve(socket.socket(fileno=int(arguments[0])), lambda channel: _serve(apply, channel, options))
@@ -404,7 +416,7 @@ def _serve(apply: child.Apply, channel: socket.socket, options: dict[str, Any]) 
         wire.send(channel, hello)
         if facts.missing and options["require_sandbox"]:
             return
-        own = _Options(options["cpu_seconds"], options["runtime"], options["tar_split"])
+        own = _Options(options["cpu_seconds"], options["runtime"], options["tar_split"], options["writeback"])
         _Server(channel, (layout, facts), apply, own).run(wake)
 
 

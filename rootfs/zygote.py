@@ -65,6 +65,7 @@ class Options:
         module: what to run; another one than the helper is for tests.
         runtime: root directory of the runtime that layers are given to, absolute; "" for none. The helper writes
             nowhere else outside its store.
+        writeback: sync the filesystem while layers are unpacked (`rootfs.writeback`).
     """
 
     require_sandbox: bool = False
@@ -72,6 +73,7 @@ class Options:
     tar_split: bool = True
     module: str = "rootfs.helper"
     runtime: str = ""
+    writeback: bool = False
 
 
 class Zygote:
@@ -159,6 +161,7 @@ def _spawn(root: str, options: Options, theirs: socket.socket) -> subprocess.Pop
         "failpoints": armed(),
         "runtime": options.runtime,
         "tar_split": options.tar_split,
+        "writeback": options.writeback,
     }
     command = [sys.executable, "-I", "-c", _BOOT, _PARENT, options.module, str(theirs.fileno()), json.dumps(settings)]
     return subprocess.Popen(

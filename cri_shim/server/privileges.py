@@ -31,7 +31,12 @@ log = logging.getLogger(__name__)
 
 def options_of(config: Config) -> Options:
     """Return how the helper is run."""
-    return Options(require_sandbox=config.require_sandbox, tar_split=config.tar_split, runtime=runtime_root_of(config))
+    return Options(
+        require_sandbox=config.require_sandbox,
+        tar_split=config.tar_split,
+        runtime=runtime_root_of(config),
+        writeback=config.sync == "syncfs",
+    )
 
 
 def without_privileges(config: Config) -> Zygote:

@@ -211,6 +211,7 @@ def test_killed_while_the_index_is_made(place, registry, trace):
 
 # Those that a pull or a removal does not come by, with who does.
 ELSEWHERE = {
+    "writeback.syncfs": "layers that take half a second; it decides nothing, see tests/rootfs/test_writeback.py",
     "index.commit.fill": "check --repair, in tests/store/test_repair.py",
     "repair.keep": "check --repair, in tests/store/test_repair.py",
     "repair.replace": "check --repair, in tests/store/test_repair.py",

@@ -172,7 +172,7 @@ def test_a_chain_form_that_would_be_equal(shared, store, parents, implied):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"source": "none"}, {"kind": "flat"}, {"kind": "chain", "parents": ("none",), "implied": (b"a",)}]
+    "wrong", [{"source": "none"}, {"kind": "round"}, {"kind": "chain", "parents": ("none",), "implied": (b"a",)}]
 )
 def test_a_form_that_cannot_be(shared, store, wrong):
     committed(shared, "one", "layer")
