@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -144,8 +145,9 @@ class Life:
         names = "\n".join(map(str, paths)).encode(errors="surrogateescape")
         texts = [("a file's name", names), *self.told]
         found = [f"{what}: {name}" for what, text in texts for name in self.known.found_in(text)]
-        suspicious = holding(self.known.forms(), paths)
-        return found + [f"{path}: {name}" for path in suspicious for name in self.known.found_in(path.read_bytes())]
+        for path in holding(self.known.forms(), paths):
+            found += [f"{path}: {name}" for name in self.known.found_in(path.read_bytes())]
+        return found
 
     def _watch(self) -> None:
         while not self._ended.wait(self.look_seconds):
@@ -185,8 +187,16 @@ def files_below(*places: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
             below[:] = [name for name in below if Path(directory, name) not in left_out]
             for name in names:
                 path = Path(directory, name)
-                if path not in left_out and path.is_file() and not path.is_symlink():
+                if path not in left_out and is_regular(path):
                     yield path
+
+
+def is_regular(path: Path) -> bool:
+    """Tell whether a file lies there; on a disk that was cut off nothing does."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def page(admin: Path, path: str) -> bytes:
@@ -201,9 +211,9 @@ def page(admin: Path, path: str) -> bytes:
 
 def first_lines(pid: int) -> set[bytes]:
     """The command line of a process that was just started. For a moment behind exec the kernel shows none."""
-    for _ in range(1000):
+    for _ in range(200):
         lines = set(command_lines(pid))
-        if lines != {b""}:
+        if lines != {b""}:  # one that has ended has none at all
             return lines
         time.sleep(0.001)
     return set()

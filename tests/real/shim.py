@@ -79,22 +79,28 @@ class Shim:
                 stderr=log,
                 env={**os.environ, **self.environ, "NOTIFY_SOCKET": str(address)},
             )
-            self.lives.append(Life(self.process.pid, self.written, self.look_seconds))
+            self._life()
             self._wait_ready(notified)
         return self
 
     def stop(self) -> int:
         """Ask it to stop and return its exit code."""
         if self.process.poll() is None:
-            self.lives[-1].ask_pages(self.state / "admin.sock")
+            self._life().ask_pages(self.state / "admin.sock")
         stop(self.process)
-        self.lives[-1].end()
+        self._life().end()
         return self.process.returncode
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.lives[-1].end()
+        self._life().end()
+
+    def _life(self) -> Life:
+        """The life of the process, which a test may have started in its own way."""
+        if not self.lives or self.lives[-1].pid != self.process.pid:
+            self.lives.append(Life(self.process.pid, self.written, self.look_seconds))
+        return self.lives[-1]
 
     def written(self) -> list[Path]:
         """Every file that the daemon may have written."""
