@@ -88,6 +88,7 @@ class ContainersStorage:
         self._files: tuple[LockedFile, LockedFile] | None = None
         self._renew: Callable[[], None] = lambda: None
         self._failure = ""
+        self._dropped: dict[str, str] = {}
 
     async def start(self, renew: Callable[[], None]) -> None:
         """Read what was published last time, and take away the names of images that are not here any more."""
@@ -146,7 +147,7 @@ class ContainersStorage:
     async def in_use(self, layers: frozenset[str]) -> frozenset[str]:
         """Return those of *layers* that something published stands on."""
         await self._sweep()
-        return layers & frozenset(self._records.sources.values())
+        return layers & (frozenset(self._records.sources.values()) | await self._late())
 
     def status(self) -> Mapping[str, object]:
         """Return what is published."""
@@ -203,6 +204,19 @@ class ContainersStorage:
         if idle:
             await self._change(lambda records: records.without(idle & records.lingering))
 
+    async def _late(self) -> frozenset[str]:
+        """Return the directories of layers that somebody began to use while their records were taken away.
+
+        A runtime may be making a container of an image in the very moment in which it is removed. What is below a layer
+        in use is in use as well, so all of them stay.
+        """
+        if not self._dropped:
+            return frozenset()
+        references = await self._references()
+        if references is not None and references.layers.isdisjoint(self._dropped):
+            self._dropped = {}
+        return frozenset(self._dropped.values())
+
     async def _references(self) -> References | None:
         try:
             return await self._in_thread(self._read_references)
@@ -212,13 +226,11 @@ class ContainersStorage:
 
     def _read_references(self) -> References:
         """Return what runtimes name in their records, and what is mounted by whom we do not know."""
-        records = self._records
+        sources = {**self._dropped, **self._records.sources}
         named = read_references(self._settings.graph_roots)
         short, long = mounted(Path("/proc"))
         below = {
-            layer
-            for layer, source in records.sources.items()
-            if link_name(layer).encode("ascii") in short or source in long
+            layer for layer, source in sources.items() if link_name(layer).encode("ascii") in short or source in long
         }
         return References(named.layers | below, named.images)
 
@@ -271,6 +283,11 @@ class ContainersStorage:
         images, layers = old.images.keys() - new.images.keys(), old.layers.keys() - new.layers.keys()
         if images or layers:
             await self._in_thread(lambda: take_files(self._root, images, layers))
+        self._dropped = {
+            layer: source
+            for layer, source in (*self._dropped.items(), *((layer, old.sources[layer]) for layer in layers))
+            if layer not in new.sources
+        }
         if layers:
             await run_job(self._store.helper.unchain(tuple(sorted(layers))))
             self._flat.forget(layers)

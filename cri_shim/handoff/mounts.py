@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 256 << 20
 """Of mount tables; a node with more cannot be told from one that wants us to fail."""
 MOST_PROCESSES: Final = 1 << 20
+_HEAD_BYTES: Final = 4096
+_PART_BYTES: Final = 1 << 20
 
 _SHORT: Final = re.compile(rb"(?:^|/)l/([A-Z2-7]{26})$")
 _LONG: Final = re.compile(rb"(?:^|/)overlay/([0-9a-z._-]{1,80})/diff(?:/|$)")
@@ -80,39 +82,43 @@ def mounted(proc: Path) -> tuple[frozenset[bytes], frozenset[str]]:
 
 def _lines(proc: Path) -> Iterator[bytes]:
     """Yield every line of every mount table once; a process that ends meanwhile has none."""
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     lines: set[bytes] = set()
     left_bytes = MOST_BYTES
     processes = [name for name in os.listdir(proc) if name.isdigit()]
     if len(processes) > MOST_PROCESSES:
         raise ValueError(f"{len(processes)} processes are too many to read their mounts")
     for process in processes:
-        try:
-            namespace = _namespace(proc / process)
-            if namespace in seen:
-                continue
-            table = (proc / process / "mountinfo").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # the process has ended and is not reaped yet
-                continue
-            raise
+        table = _table(proc / process / "mountinfo", seen)
         left_bytes -= len(table)
         if left_bytes < 0:
             raise ValueError(f"the mount tables of this node have more than {MOST_BYTES} bytes")
-        if namespace:
-            seen.add(namespace)
         yield from (fresh := set(table.splitlines()) - lines)
         lines |= fresh
 
 
-def _namespace(process: Path) -> str:
-    """Return the mount namespace of a process; empty where that may not be known, and its table is read anyway."""
+def _table(path: Path, seen: set[bytes]) -> bytes:
+    """Read a process's mount table, unless one that begins alike was *seen*.
+
+    A table begins with the number of a mount, which no other namespace has: most processes share one, and a daemon
+    without capabilities may not ask for their namespaces.
+    """
     try:
-        return os.readlink(process / "ns" / "mnt")
-    except PermissionError:
-        return ""
+        with path.open("rb", buffering=0) as file:
+            table = file.read(_HEAD_BYTES) or b""
+            head = table.partition(b"\n")[0]
+            if not head or head in seen:
+                return b""
+            while part := file.read(_PART_BYTES):
+                table += part
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the process has ended and is not reaped yet
+            return b""
+        raise
+    seen.add(head)
+    return table
 
 
 def _sources(line: bytes) -> Iterator[bytes]:

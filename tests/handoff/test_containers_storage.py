@@ -204,6 +204,26 @@ async def test_an_image_that_a_runtime_names_stays_without_names(
     assert reader.images() == {}
 
 
+async def test_a_container_that_is_made_while_its_image_is_removed_keeps_its_layers(
+    images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "USED_SECONDS", 0.01)
+    one = await pulled(images, registry)
+    top, graph = reader.images()[one.id.hex]["layer"], tmp_path / "graph"
+    forget = images._store.forget_image
+
+    async def late(image: Digest) -> None:
+        write(graph, volatile_layers=[{"id": "rw", "parent": top}])
+        await forget(image)
+
+    monkeypatch.setattr(images._store, "forget_image", late)
+    await images.remove(str(one.id))
+    assert reader.images() == {}
+    assert directories(tmp_path) == set(one.layer_names)
+    write(graph, volatile_layers=[])
+    await until(lambda: not directories(tmp_path))
+
+
 async def test_an_image_that_a_runtime_names_can_be_pulled_again(
     images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path
 ) -> None:

@@ -20,13 +20,12 @@ def overlay(options: str, root: str = "/") -> str:
     return f"36 35 0:32 {root} /merged rw,relatime shared:1 - overlay overlay rw,{options},upperdir=/u,workdir=/w"
 
 
-def proc(tmp_path: Path, *tables: str, same: bool = False) -> Path:
+def proc(tmp_path: Path, *tables: str) -> Path:
     root = tmp_path / "proc"
     for number, table in enumerate(tables, 1):
         process = root / str(number)
-        (process / "ns").mkdir(parents=True)
+        process.mkdir(parents=True)
         (process / "mountinfo").write_text(table + "\n")
-        (process / "ns/mnt").symlink_to(f"mnt:[{1 if same else number}]")
     (root / "self").mkdir(parents=True, exist_ok=True)
     return root
 
@@ -79,8 +78,18 @@ def test_what_names_no_layer(tmp_path: Path, line: str) -> None:
 
 def test_every_namespace_is_read_once(tmp_path: Path) -> None:
     first, second = overlay(f"lowerdir=l/{LINK}"), overlay(f"lowerdir=l/{OTHER}")
-    assert mounted(proc(tmp_path / "a", first, second))[0] == {LINK.encode(), OTHER.encode()}
-    assert mounted(proc(tmp_path / "b", first, second, same=True))[0] in ({LINK.encode()}, {OTHER.encode()})
+    root = "27 1 8:1 / / rw - ext4 /dev/vda rw"
+    assert mounted(proc(tmp_path / "a", f"{root}\n{first}", f"2{root}\n{second}"))[0] == {LINK.encode(), OTHER.encode()}
+    assert mounted(proc(tmp_path / "b", f"{root}\n{first}", f"{root}\n{second}"))[0] in (
+        {LINK.encode()},
+        {OTHER.encode()},
+    )
+
+
+def test_a_table_longer_than_one_read(tmp_path: Path) -> None:
+    lines = [f"{number} 1 8:1 / /{'x' * 200} rw - ext4 /dev/vda rw" for number in range(10_000)]
+    table = "\n".join([*lines, overlay(f"lowerdir=l/{LINK}")])
+    assert mounted(proc(tmp_path, table))[0] == {LINK.encode()}
 
 
 def test_a_process_that_ends_meanwhile_has_no_mounts(tmp_path: Path) -> None:
@@ -91,7 +100,7 @@ def test_a_process_that_ends_meanwhile_has_no_mounts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bound", ["MOST_BYTES", "MOST_PROCESSES"])
 def test_too_many_mounts_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
-    root = proc(tmp_path, "x" * 10, "x" * 10)
+    root = proc(tmp_path, "x" * 10, "y" * 10)
     monkeypatch.setattr(mounts, bound, 22 if bound == "MOST_BYTES" else 2)
     mounted(root)
     monkeypatch.setattr(mounts, bound, 21 if bound == "MOST_BYTES" else 1)
