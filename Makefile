@@ -50,7 +50,8 @@ durability: $(VENV)/.stamp-test ## Kill and cut the power at every step, on ever
 	  tests/images/test_machine.py
 
 bench: $(VENV)/.stamp-test ## Measure
-	@PYTHON=$(CURDIR)/$(PY) tests/bench/run
+	@PYTHON=$(CURDIR)/$(PY) tests/bench/run pull
+	@PYTHON=$(CURDIR)/$(PY) tests/bench/run unpack
 
 # The generator is older than every runtime we allow: code made by a newer one would not load on an older runtime.
 proto: $(VENV)/.stamp-dev ## Make cri_shim/pb anew from protos/

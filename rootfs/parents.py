@@ -83,6 +83,10 @@ class Parents:
                 self.keep(name, place)
         return place
 
+    def known(self, name: bytes) -> Place | None:
+        """Give the directory *name* if it was looked up a short while ago."""
+        return self._kept.get(name)
+
     def keep(self, name: bytes, place: Place) -> None:
         """Remember that *name* is *place*, whose descriptor is closed here one day."""
         self._close_retired()

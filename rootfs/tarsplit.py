@@ -33,7 +33,12 @@ REPLACED: Final = "replaced"
 TOO_LONG: Final = "too long"
 """Why there is no record: it is longer than its bound."""
 
-_BUFFER_BYTES: Final = 64 << 10
+_LINES: Final = 128
+"""How many lines are compressed at once: of those that are long, few are waiting, for their segments are cut."""
+_SHORT_BYTES: Final = 8 << 10
+_SEGMENT: Final = b'{"type":2,"payload":"%b","position":%d}\n'
+_SEGMENT_AND_FILE: Final = _SEGMENT + b'{"type":1,"name":"%b","size":%d,"payload":"%b","position":%d}\n'
+_SEGMENT_AND_ENTRY: Final = _SEGMENT + b'{"type":1,"name":"%b","payload":null,"position":%d}\n'
 _PLAIN_NAME: Final = re.compile(rb"[ !#-\[\]-~]*")
 
 crc64_iso = crc64.go_iso
@@ -64,8 +69,8 @@ class Recorder:
     """
 
     __slots__ = (
-        *("_crc", "_descriptor", "_gzip", "_hash", "_limit_bytes", "_lines", "_lines_bytes", "_lost", "_pending"),
-        *("_pending_bytes", "_position", "_size", "_size_bytes"),
+        *("_crc", "_descriptor", "_gzip", "_hash", "_limit_bytes", "_lines", "_lost", "_pending", "_pending_bytes"),
+        *("_position", "_size", "_size_bytes"),
     )
 
     def __init__(self, descriptor: int, limit_bytes: int) -> None:
@@ -75,7 +80,6 @@ class Recorder:
         self._hash = new_hash("sha256")
         self._size_bytes = 0
         self._lines: list[bytes] = []
-        self._lines_bytes = 0
         self._pending: list[bytes] = []  # the segment that is not written yet
         self._pending_bytes = 0
         self._position = 0
@@ -99,6 +103,18 @@ class Recorder:
         self._crc = crc64_iso(data, self._crc)
         self._size += len(data)
 
+    def whole(self, before: bytes, content: bytes | memoryview) -> None:
+        """Take what `raw` and `content` take, which is all of an entry, at once.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        if before:
+            self._pending.append(before)
+            self._pending_bytes += len(before)
+        self._crc = crc64_iso(content)
+        self._size = len(content)
+
     def entry(self, name: bytes, *, again: bool = False) -> None:
         """End the present entry. An entry without a file that has its name *again* is left to the segments.
 
@@ -107,17 +123,37 @@ class Recorder:
         """
         if again:
             return
-        if self._pending:
+        pending = self._pending
+        if len(pending) != 1 or self._pending_bytes > _SHORT_BYTES or not _PLAIN_NAME.fullmatch(name):
             self._end_segment()
-        size = self._size
-        if size:
+            self._end_entry(name)
+            return
+        # Nearly always: one header, of an entry with a plain name.
+        position = self._position
+        self._position = position + 2
+        self._pending_bytes = 0
+        segment = b2a_base64(pending.pop(), newline=False)
+        if size := self._size:
             checksum = b2a_base64(self._crc.to_bytes(8, "big"), newline=False)
-            tail = b',"size":%d,"payload":"%b","position":%d}\n' % (size, checksum, self._position)
+            self._size = self._crc = 0
+            line = _SEGMENT_AND_FILE % (segment, position, name, size, checksum, position + 1)
+        else:
+            line = _SEGMENT_AND_ENTRY % (segment, position, name, position + 1)
+        lines = self._lines
+        lines.append(line)
+        if len(lines) >= _LINES:
+            self._flush()
+
+    def _end_entry(self, name: bytes) -> None:
+        named = b'"name":"%b"' % name if _PLAIN_NAME.fullmatch(name) else _named(name)
+        if self._size:
+            checksum = b2a_base64(self._crc.to_bytes(8, "big"), newline=False)
+            tail = b',"size":%d,"payload":"%b","position":%d}\n' % (self._size, checksum, self._position)
             self._size = self._crc = 0
         else:
             tail = b',"payload":null,"position":%d}\n' % self._position
         self._position += 1
-        self._write(b'{"type":1,' + (b'"name":"%b"' % name if _PLAIN_NAME.fullmatch(name) else _named(name)) + tail)
+        self._write(b'{"type":1,' + named + tail)
 
     def finish(self, lost: str = "") -> Record:
         """Complete the file and say what it is; empty it where the record is *lost*.
@@ -125,8 +161,7 @@ class Recorder:
         Raises:
             OSError: the record cannot be written.
         """
-        if self._pending:
-            self._end_segment()
+        self._end_segment()
         if not (lost or self._lost):
             self._flush()
             self._put(self._gzip.flush())
@@ -137,22 +172,23 @@ class Recorder:
         return Record(Digest.finished(self._hash), self._size_bytes)
 
     def _end_segment(self) -> None:
-        pending = self._pending
-        data = b"".join(pending) if len(pending) > 1 else pending[0]
+        """Write what is pending, if anything is."""
+        data = b"".join(self._pending)
         self._pending = []
         self._pending_bytes = 0
-        encoded = b2a_base64(data, newline=False)
-        self._write(b'{"type":2,"payload":"%b","position":%d}\n' % (encoded, self._position))
-        self._position += 1
+        if data:
+            self._write(_SEGMENT % (b2a_base64(data, newline=False), self._position))
+            self._position += 1
+            if len(data) > _SHORT_BYTES:
+                self._flush()
 
     def _write(self, line: bytes) -> None:
         self._lines.append(line)
-        self._lines_bytes += len(line)
-        if self._lines_bytes >= _BUFFER_BYTES:
+        if len(self._lines) >= _LINES:
             self._flush()
 
     def _flush(self) -> None:
-        lines, self._lines, self._lines_bytes = self._lines, [], 0
+        lines, self._lines = self._lines, []
         if not self._lost:
             self._put(self._gzip.compress(b"".join(lines)))
 

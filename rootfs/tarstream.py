@@ -74,13 +74,21 @@ class TarStream:
             LimitExceeded: too many entries, an extended header or a name over its bound.
         """
         if self._left or self._pad:
-            self._pass_over()
+            end = self._at + self._left + self._pad
+            if end <= len(self._data):  # as it mostly is: all of it is at hand
+                self._at = end
+                self._left = self._pad = 0
+            else:
+                self._pass_over()
         entry = self._header()
         if entry is None:
             return None
         kind = entry.kind
         if kind == REGULAR:
-            self._begin(entry)
+            stored = entry.stored_bytes
+            if stored < 0:
+                raise LayerRejected("not a tar header: a size is negative")
+            self._left, self._pad = stored, -stored % BLOCK_BYTES
         elif kind in EXTENSIONS:
             return self._extended(entry)
         else:
@@ -97,8 +105,7 @@ class TarStream:
         content = self._data[at:end] if left < 16384 else memoryview(self._data)[at:end]
         record = self._record
         if record is not None:
-            record.raw(self._data[self._recorded : at])
-            record.content(content)
+            record.whole(self._data[self._recorded : at], content)
             self._recorded = end
         self._at = end
         self._left = 0
@@ -116,9 +123,12 @@ class TarStream:
 
     def end_entry(self, entry: Entry, *, again: bool) -> None:
         """Tell the record that all of *entry* was read that is going to be, and whether its name came *again*."""
-        if self._record is not None:
-            self._tell()
-            self._record.entry(entry.name, again=again)
+        record = self._record
+        if record is not None:
+            if self._recorded < self._at:
+                record.raw(self._data[self._recorded : self._at])
+                self._recorded = self._at
+            record.entry(entry.name, again=again)
 
     def finish(self) -> None:
         """Read what follows the end of the archive."""

@@ -43,6 +43,8 @@ _LAST_ID: Final = (1 << 32) - 2  # the next one means "leave it" to chown
 _LAST_MAJOR: Final = (1 << 12) - 1
 _LAST_MINOR: Final = (1 << 20) - 1
 _IMPLIED_MODE: Final = 0o755
+_ODD: Final = (b"", b".")
+"""How a last component begins that may have to be cleaned."""
 
 _Attributes = tuple[int, int, int, int, int]
 """Of a directory: owner, group, mode, access and modification time in ns (-1: leave the times)."""
@@ -103,7 +105,13 @@ class Tree:
             LimitExceeded: it lies too deep, or is one directory too many.
             OSError: the kernel's own answer.
         """
-        path = clean(entry.name)
+        name = entry.name
+        parent, _, base = name.rpartition(b"/")
+        place = self._parents.known(parent) if entry.kind == REGULAR and PREFIX not in name else None
+        if place is not None and base[:1] not in _ODD and len(name) <= self._limits.depth:
+            self._regular(entry, place, base)  # nearly always; what follows would come to the same
+            return
+        path = clean(name)
         if len(path) > self._limits.depth:
             self._check_depth(path)
         parent, _, base = path.rpartition(b"/")

@@ -66,9 +66,9 @@ def bare(url: str, compression: str, target: Path, *, sync: bool) -> Cost:
     command = f"curl -sSf '{url}' | {DECOMPRESSORS[compression]} | tar x --numeric-owner -C '{target}/tree'"
     if sync:
         command += f" && sync -f '{target}/tree'"
-    before, begun = _children_seconds(), time.monotonic()
+    before, begun = children_seconds(), time.monotonic()
     subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True, stdin=subprocess.DEVNULL)
-    return Cost(time.monotonic() - begun, _children_seconds() - before)
+    return Cost(time.monotonic() - begun, children_seconds() - before)
 
 
 def pulled(shim: Shim, name: str) -> Cost:
@@ -104,7 +104,7 @@ def measure(runs: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="cs-bench-") as work:
         base = Path(work)
         image = samples.debian(base)
-        results: dict[str, object] = {"machine": _machine(), "runs": runs}
+        results: dict[str, object] = {"machine": machine(), "runs": runs}
         for compression in DECOMPRESSORS:
             results[compression] = _compare(base / compression, image, compression, runs)
         results |= _daemon(base / "idle")
@@ -237,12 +237,14 @@ def _timed(call) -> float:
     return time.monotonic() - begun
 
 
-def _children_seconds() -> float:
+def children_seconds() -> float:
+    """CPU of all children that have ended and were waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What it was measured on."""
     kernel = os.uname()
     return f"{len(os.sched_getaffinity(0))} cores, Linux {kernel.release.partition('-')[0]}, Python {sys.version.split()[0]}"
 

@@ -202,12 +202,17 @@ def debian_tree() -> Path:
     return kept
 
 
-def debian(base: Path) -> Made:
-    """The minimal Debian as an image of one uncompressed layer, written by GNU tar with extended attributes."""
+def debian_tar(base: Path) -> Path:
+    """The minimal Debian as one layer, written by GNU tar with extended attributes."""
     tar = base / "debian.tar"
     run("tar", "--create", "--file", tar, "--numeric-owner", "--xattrs", "--xattrs-include=*", "--format=pax",
         "--pax-option=delete=atime,delete=ctime", "--sort=name", "--directory", debian_tree(), ".", timeout=600)  # fmt: skip
-    layout = base / "layout"
+    return tar
+
+
+def debian(base: Path) -> Made:
+    """The minimal Debian as an image of one uncompressed layer."""
+    tar, layout = debian_tar(base), base / "layout"
     write_layout(layout, "debian", [tar])
     tar.unlink()
     return Made(layout, "debian", ())
