@@ -82,8 +82,12 @@ class Daemon:
         return str(self.victim)
 
     def close(self) -> int:
+        """Stop it; its log must hold nothing that a terminal would obey."""
         self.channel.close()
-        return self.shim.stop()
+        code = self.shim.stop()
+        odd = [line for line in self.shim.log.read_text("utf-8", "replace").splitlines() if not printable(line)]
+        assert odd == [], odd
+        return code
 
     # What is asked of it
 
