@@ -189,8 +189,10 @@ SANDBOX = (
         # The name stays, so that the part seems to be had.
         Mutant(R + "sandbox.py", f'("{part}", {step}),', f'("{part}", lambda _: None),', LIVE)
         for part, step in PARTS.items()
-        if part != "undumpable"
+        if part not in ("undumpable", "no-new-privs")
     ),
+    # The zygote gives this up before its children do.
+    Mutant(R + "capabilities.py", "syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)", "pass", LIVE),
     Mutant(
         R + "sandbox.py",
         '("undumpable", _hide_memory),',
