@@ -139,6 +139,7 @@ class Node:
         self.root = (disk.at if disk is not None else base) / f"root-{base.name}"
         self.config = {"sync": "syncfs", "pull_grace_seconds": 0, **config}
         self.slowest_start = 0.0
+        self._watched = True
         self.kept: set[str] = set()
         self.shim = self._shim()
         self._config = self.shim.config
@@ -154,6 +155,7 @@ class Node:
     def start(self, failpoints: str = "", *, ready: bool = True, **config) -> Shim:
         """Start the daemon; one that is to die before it is ready is waited for until it does."""
         self.trace.forget()
+        self._watched = ready
         self.shim.config = {**self._config, **config}
         self.shim.environ = {"CRI_SHIM_FAILPOINTS": f"trace:{self.trace.path};{failpoints}"}
         if ready:
@@ -173,8 +175,13 @@ class Node:
 
     def end(self) -> None:
         """Whatever became of the daemon, it is gone after this."""
-        if self.shim.process is not None:
+        if self.shim.process is None:
+            return
+        if self._watched:
             self.shim.kill()
+        else:
+            self.shim.process.kill()
+            self.shim.process.wait()
 
     def looking(self):
         """The image service in this process."""
