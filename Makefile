@@ -49,9 +49,8 @@ durability: $(VENV)/.stamp-test ## Kill and cut the power at every step, on ever
 	  $(PY) -m pytest -s tests/real/test_kills.py tests/real/test_kills_at_random.py tests/real/test_faults.py \
 	  tests/images/test_machine.py
 
-bench: $(VENV)/.stamp-test ## Measure
-	@PYTHON=$(CURDIR)/$(PY) tests/bench/run pull
-	@PYTHON=$(CURDIR)/$(PY) tests/bench/run unpack
+bench: $(VENV)/.stamp-test ## Measure (WHAT=critest: beside containerd, WHAT=crowd: a thousand calls)
+	@set -e; for what in $(or $(WHAT),pull unpack); do PYTHON=$(CURDIR)/$(PY) tests/bench/run $$what; done
 
 # The generator is older than every runtime we allow: code made by a newer one would not load on an older runtime.
 proto: $(VENV)/.stamp-dev ## Make cri_shim/pb anew from protos/
