@@ -62,6 +62,8 @@ def connect(proxy: Proxy, url: Url, made: socket.socket) -> None:
         raise TimeoutError from None
     except ProxyError as error:
         raise _refusal(proxy, url, str(error)) from None
+    except ValueError:  # a name that cannot be written in SOCKS, or an answer that cannot be read
+        raise _refusal(proxy, url, "impossible name or answer") from None
 
 
 def _refusal(proxy: Proxy, url: Url, said: str) -> HostFailed:

@@ -35,7 +35,7 @@ def spelled(host: str) -> Ip | None:
     """Return the address that *host* spells, octal and decimal spellings included, or None for a name."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except OSError:
+    except (OSError, UnicodeError):  # a name, or what is not even one
         return None
     return ipaddress.ip_address(str(found[0][4][0]).partition("%")[0])
 

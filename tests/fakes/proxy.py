@@ -60,7 +60,7 @@ class FakeProxy:
 
     def _serve(self, client: socket.socket) -> None:
         self._open.add(client)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, IndexError):  # or the client has left
             client = client if self.tls is None else self.tls.wrap_socket(client, server_side=True)
             self._open.add(client)
             self._talk(client)

@@ -157,6 +157,8 @@ def test_wrong_per_host_entries(text):
         ("metadata.google.internal.", "metadata"),
         ("evil.localhost", "loopback"),
         ("store.example", None),
+        ("a..b", None),
+        ("x" * 64 + ".example", None),
         ("93.184.216.34", None),
     ],
 )
@@ -437,6 +439,15 @@ def test_a_proxy_that_says_nothing(desk, secure, scheme):
         desk.proxies = Proxies.read({"HTTPS_PROXY": f"{scheme}://{host}"})
         with pytest.raises(RegistryUnavailable, match="proxy"):
             desk.manifest(f"{secure.host}/team/app:v1")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".test"])
+def test_socks_cannot_be_asked_for_every_name(desk, speaker, secure, host):
+    speaker.names[secure.host] = secure.port
+    desk.proxies = Proxies.read({"HTTPS_PROXY": f"socks5://{speaker.host}"})
+    secure.on("GET", "/blobs/", redirect(f"https://{host}/x"))
+    with pytest.raises(HostFailed, match="impossible name"):
+        desk.download(f"{secure.host}/team/app:v1")
 
 
 def test_socks_is_not_asked_for_forbidden_places(desk, speaker, secure):
