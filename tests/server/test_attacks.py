@@ -113,17 +113,22 @@ async def _serving(base: Path, config):
 
 
 class Probe:
-    """How long the event loop was at work at a stretch, by the processor time of its thread."""
+    """How long the event loop was at work at a stretch, by the processor time of its thread.
+
+    Without the collector: what a whole run of tests has left for it to look through is nothing of the daemon's.
+    """
 
     def __init__(self) -> None:
         self.longest = 0.0
 
     async def __aenter__(self) -> Self:
+        gc.disable()
         self._task = asyncio.create_task(self._watch())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
+        gc.enable()
 
     async def _watch(self) -> None:
         while True:
