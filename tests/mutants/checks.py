@@ -236,4 +236,22 @@ DOCUMENTS = (
     ),
 )
 
-MUTANTS = (*NAMES, *PARENTS, *TREE, *TAR, *STREAMS, *SANDBOX, *DOCUMENTS)
+RECORD = (
+    Mutant(R + "tree.py", " and base[:1] not in _ODD", "", (T + "apply_paths.py",)),
+    Mutant(R + "tree.py", " and len(name) <= self._limits.depth", "", (T + "apply_paths.py", "-k", "depth")),
+    Mutant(R + "tree.py", "self.replaced = self.replaced or not is_whiteout(status)", "pass", (T + "tarsplit.py",)),
+    gone(R + "tarsplit.py", "self._size_bytes > self._limit_bytes", T + "tarsplit.py"),
+    gone(R + "assemble.py", "len(rest) > LINE_BYTES", T + "assemble.py"),
+    gone(R + "assemble.py", 'left or checksum.to_bytes(8, "big") != piece.checksum', T + "assemble.py"),
+    gone(R + "assemble.py", "os.fstat(file).st_size != piece.size_bytes", T + "assemble.py"),
+    gone(R + "assemble.py", "not stat.S_ISREG(os.fstat(file).st_mode)", T + "assemble.py"),
+    gone(R + "assemble.py", "Digest.finished(found) != diff_id", T + "assemble.py"),
+)
+
+PRIVILEGES = (
+    Mutant(R + "zygote.py", "    capabilities.keep_only(KEPT)\n", "", (T + "zygote.py",)),
+    Mutant(R + "capabilities.py", 'len(os.listdir("/proc/self/task")) - 1', "0", ("tests/server/test_privileges.py",)),
+    gone(C + "server/privileges.py", "missing and config.require_sandbox", "tests/server/test_privileges.py"),
+)
+
+MUTANTS = (*NAMES, *PARENTS, *TREE, *TAR, *STREAMS, *SANDBOX, *DOCUMENTS, *RECORD, *PRIVILEGES)

@@ -265,6 +265,13 @@ def test_depth_through_links_is_bounded(ground):
         ground.apply(tar(entries))
 
 
+def test_depth_of_a_file_whose_parent_is_at_the_bound(ground):
+    parts = (D("a/"), D("a/b/"), D("a/b/c/"), F("a/b/f", b"x"))
+    assert ground.apply(tar(*parts), depth=3).inodes == 4
+    with pytest.raises(LimitExceeded):
+        ground.apply(tar(*parts, F("a/b/c/f", b"x")), depth=3)
+
+
 def test_depth_one_entry_after_another_is_bounded(ground):
     """Each directory lies in one that is kept open: nothing is walked, and the links are long behind."""
     steps = [D("l/" + "/".join("b" * (n + 1))) for n in range(300)]

@@ -69,6 +69,13 @@ def test_a_file_that_differs_is_named(ground, root, change):
         verify(io.BytesIO(ground.record), root, Digest.of(tar(B)))
 
 
+def test_a_directory_of_the_same_size(ground, root):
+    size = (ground.root / "dir").stat().st_size
+    assert size > 0
+    with pytest.raises(ContentMismatch, match='^the file "dir" is not'):
+        list(assemble(packed(file_line("dir", b"x" * size)), root))
+
+
 def test_a_record_of_something_else(ground, root):
     """All files are right, and yet the tar is another: names and owners are in the record only."""
     with pytest.raises(ContentMismatch, match=f"that is the record of {Digest.of(tar(B))}"):
