@@ -60,6 +60,7 @@ class Containerd:
         for _ in range(40):
             if crictl(self.socket, "images", check=False).returncode == 0:
                 return
+        stop(self.process)
         raise AssertionError(f"containerd does not serve:\n{self.log.read_text()}")
 
     def close(self) -> None:
