@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, settings
 from tests import unspoken
 
 # A busy machine is no defect: a fresh checkout builds hypothesis's tables of characters within the first example.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Two runs try the same examples, but for fuzzing that looks for new ones.
+LOOKING = "CRI_SHIM_FUZZ_EXAMPLES" in os.environ and "CRI_SHIM_FUZZ_SEED" not in os.environ
+settings.register_profile("tests", deadline=None, derandomize=not LOOKING, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 REQUIRED = os.environ.get("CRI_SHIM_REQUIRE_ALL") == "1"

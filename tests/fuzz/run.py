@@ -3,11 +3,14 @@
 Each target begins with its kept corpus and adds to a corpus of its own outside of the checkout. What makes a target
 fail is printed, and kept in CRI_SHIM_TEST_CACHE/fuzz (or the user's cache): put it into tests/fuzz/corpus, where
 every test run tries it, and mend the code. Targets run side by side, one for each processor.
+
+With CRI_SHIM_FUZZ_SEED two runs go the same way: each begins with that seed and nothing but the kept corpus.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +27,10 @@ MEMORY_MB = 2048
 
 def fuzz(target: str, seconds: int, base: Path) -> tuple[int, str]:
     """Fuzz one target; its exit code and what it said."""
-    grown, found = base / "grown" / target, base / "found"
+    seed = os.environ.get("CRI_SHIM_FUZZ_SEED")
+    grown, found = base / ("grown" if seed is None else "seeded") / target, base / "found"
+    if seed is not None:
+        shutil.rmtree(grown, ignore_errors=True)
     for place in (grown, found):
         place.mkdir(parents=True, exist_ok=True)
     options = (
@@ -35,6 +41,7 @@ def fuzz(target: str, seconds: int, base: Path) -> tuple[int, str]:
         f"-artifact_prefix={found}/{target}-",
         "-keep_seed=1",  # regular expressions are no branches: seeds that look alike to the fuzzer are not
         "-print_final_stats=1",
+        *(() if seed is None else (f"-seed={seed}",)),
     )
     command = [sys.executable, "-m", "tests.fuzz.one", target, *options, os.fspath(grown), os.fspath(KEPT / target)]
     done = subprocess.run(

@@ -85,7 +85,7 @@ def unpacked(ground, entries):
     return seen, groups(inodes), applied.opaque, applied.implied
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 300, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(ENTRIES, max_size=MOST))
 def test_entries_come_to_what_the_rules_say(entries):
     with tempfile.TemporaryDirectory() as top:
