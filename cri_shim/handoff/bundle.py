@@ -39,6 +39,7 @@ _MOUNTS: Final = (
     ("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid,noexec,nodev,relatime,ro"),
 )
 _NAMESPACES: Final = ("pid", "network", "ipc", "uts", "mount")
+_ABOUT_IMAGES: Final = "org.opencontainers.image."
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,13 @@ def _environment(given: tuple[str, ...], home: str) -> list[str]:
 
 
 def _annotations(wanted: Wanted) -> dict[str, str]:
-    stop = {"org.opencontainers.image.stopSignal": wanted.stop_signal} if wanted.stop_signal else {}
-    return {**stop, **dict(wanted.labels)}
+    """Return what the image says about itself.
+
+    Other labels stay out: to a runtime annotations are orders, given by whoever starts it. crun would load libraries
+    (`run.oci.seccomp.plugins`) and run hooks as root on the node, runc would set properties of systemd's units.
+    """
+    stop = {f"{_ABOUT_IMAGES}stopSignal": wanted.stop_signal} if wanted.stop_signal else {}
+    return {**stop, **{key: value for key, value in wanted.labels if key.startswith(_ABOUT_IMAGES)}}
 
 
 def _mount(destination: str, kind: str, source: str, options: str) -> dict[str, object]:

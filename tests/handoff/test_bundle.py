@@ -31,6 +31,22 @@ def test_what_an_image_asks_for() -> None:
     assert json.loads(json.dumps(spec)) == spec
 
 
+def test_labels_that_runtimes_obey_stay_out() -> None:
+    orders = {
+        "run.oci.seccomp.plugins": "/evil.so",
+        "run.oci.seccomp_bpf_data": "AAAA",
+        "run.oci.hooks.stdout": "/etc/passwd",
+        "org.systemd.property.ExecStart": "'/evil'",
+        "org.opencontainers.imagex": "near",
+        "Org.opencontainers.image.title": "near",
+        "": "nothing",
+    }
+    about = {"org.opencontainers.image.title": "t", "org.opencontainers.image.": "bare"}
+    spec = runtime_spec(wanted_of(config(Labels={**orders, **about}, StopSignal="9")), Identity(0, 0), "host")
+    assert spec["annotations"] == {**about, "org.opencontainers.image.stopSignal": "9"}
+    assert not any(key in json.dumps(spec) for key in orders if key)
+
+
 def test_an_image_that_asks_for_nothing() -> None:
     for data in (b"{}", b'{"config": null}', config()):
         assert wanted_of(data) == Wanted((), (), "/", "")
