@@ -47,9 +47,9 @@ def read_references(roots: Iterable[Path]) -> References:
         own_layers = _read_all(root / "overlay-layers", "layers", "volatile-layers")
         own_images = _read_all(root / "overlay-images", "images")
         containers = _read_all(root / "overlay-containers", "containers", "volatile-containers")
-        # What the runtime has itself, it does not need from us.
-        layers |= {entry.parent for entry in own_layers} | {entry.layer for entry in own_images}
-        layers -= {entry.id for entry in own_layers}
+        # What the runtime has itself, it does not need from us; another runtime, with another root, still may.
+        named = {entry.parent for entry in own_layers} | {entry.layer for entry in own_images}
+        layers |= named - {entry.id for entry in own_layers}
         images |= {entry.image for entry in containers} - {entry.id for entry in own_images}
     return References(frozenset(layers - {""}), frozenset(images - {""}))
 

@@ -35,6 +35,15 @@ def test_containers_name_the_layer_below_them_and_their_image(tmp_path: Path) ->
     assert found == References(frozenset({"ours-1", "ours-2", "ours-3"}), frozenset({"image-1", "image-2", "image-3"}))
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_one_runtime_has_itself_another_may_need(tmp_path: Path, order: tuple[int, int]) -> None:
+    roots = (
+        write(tmp_path / "crio", volatile_layers=[{"id": "rw", "parent": "layer"}]),
+        write(tmp_path / "podman", layers=[{"id": "layer"}, {"id": "next", "parent": "layer"}]),
+    )
+    assert read_references(roots[one] for one in order).layers == {"layer"}
+
+
 def test_files_of_an_empty_storage_name_nothing(tmp_path: Path) -> None:
     root = write(tmp_path, layers=[], containers=None)
     (root / "overlay-images").mkdir()
