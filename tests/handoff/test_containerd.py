@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from cri_shim.errors import HandOffFailed
+from cri_shim.handoff.containerd import client as client_module
 from cri_shim.handoff.containerd import handoff as handoff_module
 from cri_shim.handoff.containerd import publish as publish_module
 from cri_shim.server.build import running_images
@@ -216,6 +217,13 @@ async def test_a_containerd_that_hangs_slows_no_status(registry, containerd, ima
 
 
 # A containerd that is down, or comes later
+
+
+def test_a_connection_without_calls_is_never_given_up():
+    options = dict(
+        client_module._OPTIONS
+    )  # gRPC's own is half an hour, after which it looks like a containerd that went
+    assert options["grpc.client_idle_timeout_ms"] == 2**31 - 1  # gRPC takes the greatest number for "never"
 
 
 async def test_a_pull_waits_for_a_containerd_that_starts_later(registry, containerd, start):

@@ -51,6 +51,7 @@ _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5000),
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),  # never: a connection that is given up for want of calls looks lost
     ("grpc.default_authority", "localhost"),  # the path of a socket is none
     ("grpc.enable_http_proxy", 0),
 )
