@@ -1,8 +1,9 @@
 """A containerd in memory, with real directories: the services that are used, its collector, its CRI plugin, and moods.
 
 `fails` lets a method (`Snapshots.Commit`) answer with a code, `hung` lets it answer nothing; `calls` tells what it was
-asked for; `collects_at_once` lets its collector be faster than so many leases. It collects when a lease ends or a name is removed, whether asked to or not, so that whoever relies on what
-nothing holds is found out.
+asked for; `moved` are names that its CRI plugin still takes for those of an image; `collects_at_once` lets its collector
+be faster than so many leases. It collects when a lease ends or a name is removed, whether asked to or not, so that
+whoever relies on what nothing holds is found out.
 """
 
 # ruff: noqa: N802 (the methods are named in the interface)
@@ -270,7 +271,7 @@ class _Cri(_Part, api_pb2_grpc.ImageServiceServicer):
         names = [name for name, record in self.state.records.items() if self.state.id_of(record) == wanted]
         if wanted not in names or self.owner.blind:
             return api_pb2.ImageStatusResponse()
-        tags = [name for name in names if "@" not in name and name != wanted]
+        tags = [name for name in names if "@" not in name and name != wanted] + self.owner.moved.get(wanted, [])
         digests = [name for name in names if "@" in name]
         image = api_pb2.Image(id=wanted, repo_tags=tags, repo_digests=digests)
         return api_pb2.ImageStatusResponse(image=image)
@@ -298,6 +299,7 @@ class FakeContainerd:
         self.blind = False
         self.other_mounts = False
         self.collects_at_once = 0
+        self.moved: dict[str, list[str]] = {}
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:

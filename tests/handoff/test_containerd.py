@@ -146,6 +146,17 @@ async def test_a_tag_moves_to_the_image_that_has_it_now(registry, containerd, im
     assert_whole(containerd, new)
 
 
+async def test_a_removal_leaves_a_name_that_moved_though_the_cri_plugin_has_not_heard_of_it(
+    registry, containerd, images
+):
+    old = await images.pull(f"{registry.host}/app:1", None)
+    registry.add("app", sample(b"other"), tag="1")
+    new = await images.pull(f"{registry.host}/app:1", None)
+    containerd.moved[str(old.id)] = [f"{registry.host}/app:1"]
+    await images.remove(str(old.id))
+    assert_whole(containerd, new)
+
+
 async def test_a_removal_takes_everything_away_also_names_that_others_gave(registry, containerd, images):
     found = await images.pull(f"{registry.host}/app:1", None)
     tag = containerd.state.records[f"{registry.host}/app:1"]

@@ -221,12 +221,15 @@ class Containerd:
     # Records
 
     async def _names_to_remove(self, image: Image) -> set[str]:
-        """The names that are ours as far as they still mean this image, and those that others gave it."""
+        """Our names and those that others gave it, as far as they still mean this image.
+
+        What the CRI plugin says lags behind: a name that has just moved may still be among the old image's.
+        """
         targets = targets_of(image)
-        records = await self._client.records(map(named, names_of(image)))
         seen = await self._client.seen(str(image.id))
-        names = {record.name for record in records if record.target.digest in targets}
-        return names.union(seen[1] if seen is not None else ())
+        asked = {*names_of(image), *(seen[1] if seen is not None else ())}
+        records = await self._client.records(map(named, asked))
+        return {record.name for record in records if record.target.digest in targets}
 
     async def _drop(self, names: set[str]) -> None:
         for left, name in zip(range(len(names) - 1, -1, -1), sorted(names), strict=True):
