@@ -8,6 +8,7 @@ this is for programs that mount and end, not for a daemon.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -62,10 +63,15 @@ def mount_read_only(layers: Layers, target: str) -> None:
 def mount_writable(layers: Layers, target: str, upper: str, work: str) -> None:
     """Mount *layers* on the directory *target*; what is written goes to *upper*. *work* is empty and beside it.
 
+    *upper* gets the mode and the owner of the tree's root: overlayfs takes those of the merged root from it.
+
     Raises:
         LimitExceeded, OSError, RootfsError: as `mount_read_only`.
     """
     _enter(layers)
+    root = os.stat(layers.links()[0])
+    os.chown(upper, root.st_uid, root.st_gid)
+    os.chmod(upper, stat.S_IMODE(root.st_mode))
     _overlay(layers, os.fsencode(target), [f"upperdir={escaped(upper)}", f"workdir={escaped(work)}"], 0)
 
 

@@ -87,6 +87,20 @@ def test_what_is_written_goes_elsewhere(store, names):
     assert (store / "overlay/a/diff/top").read_text() == "a"
 
 
+@pytest.mark.parametrize(("mode", "umask"), [(0o755, 0o077), (0o2711, 0o022), (0o1777, 0o777)])
+def test_the_root_that_is_written_on_is_as_the_image_has_it(store, mode, umask):
+    top = store / "overlay/c/diff"
+    os.chown(top, 12, 34)
+    top.chmod(mode)
+    said = in_namespace(
+        store,
+        f"os.umask({umask})\nfor name in ('upper', 'work'): os.mkdir(f'{{root}}/{{name}}', 0o755)\n"
+        "mount_writable(layers('abc'), target, root + '/upper', root + '/work')\n"
+        "found = os.stat(target)\nprint(oct(found.st_mode & 0o7777), found.st_uid, found.st_gid)",
+    )
+    assert said == f"{oct(mode)} 12 34\n"
+
+
 def test_the_most_layers_of_an_image_fit(store):
     names = [f"{number:064d}" for number in range(127)]
     for name in names:
