@@ -166,7 +166,7 @@ class Layers:
                     continue
                 # Where several hosts gave a part, the one that gave the end is asked for the whole before it is blamed.
                 blamed = frozenset(error.hosts[:-1] or error.hosts)
-                if not await self._network.has_others(source, avoid | blamed):
+                if blamed <= avoid or not await self._network.has_others(source, avoid | blamed):
                     raise
                 _log.warning("%s: %s; asking another host", want, error)
                 avoid |= blamed

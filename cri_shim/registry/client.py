@@ -319,7 +319,7 @@ class Client:
             if not self._terms.foreign_layers:
                 raise foreign.switched_off(missing, descriptor) from None
             host = self._download_foreign(descriptor, sink, cancel, tally, avoid)
-        return Delivered(host, sum(tally.values()), tuple(tally))
+        return Delivered(host, sum(tally.values()), tuple(tally) or (host,))
 
     def _download_foreign(
         self, descriptor: Descriptor, sink: Sink, cancel: Cancel, tally: dict[str, int], avoid: frozenset[str]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ from cri_shim.images.service import Images
 from cri_shim.registry.reply import FULL_ENOUGH_BYTES
 from cri_shim.server.build import running_images
 from cri_shim.store.image import Usage
-from tests.fakes.images import FakeImage, layer
+from tests.fakes.images import FakeImage, layer, to_json
 from tests.fakes.images import image as image_for
-from tests.fakes.misbehaviour import partly
+from tests.fakes.misbehaviour import partly, status
 from tests.fakes.registry import FakeRegistry
 from tests.images.test_pull import MACHINE, config_for, wrong_bytes
 
@@ -122,3 +124,16 @@ async def test_a_registry_that_is_wrong_is_blamed_after_the_second_time(tmp_path
         assert asked_for(registry, wanted) == [None, f"bytes={kept}-", None]
         assert list((tmp_path / "root/ingest").iterdir()) == []
         assert images.usage().used_bytes == 0
+
+
+async def test_an_empty_blob_that_is_wrong_is_refused_once(tmp_path: Path, registry: FakeRegistry) -> None:
+    honest = large()
+    manifest = json.loads(honest.manifest)
+    manifest["layers"][0]["size"] = 0
+    wrong = replace(honest, manifest=to_json(manifest))
+    registry.add("app", wrong, tag="1")
+    registry.on("GET", honest.layers[0].digest, status(200))
+    async with asyncio.timeout(20), running_images(config_for(tmp_path, registry)) as images:
+        with pytest.raises(ContentRejected, match="sent 0 bytes whose digest is"):
+            await images.pull(f"{registry.host}/app:1", None)
+    assert registry.count("GET", honest.layers[0].digest) == 1
