@@ -154,7 +154,8 @@ class Connection:
         with self._lock:
             self._killed = True
             if self._process >= 0:
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # its zygote may have taken its end in already
+                    signal.pidfd_send_signal(self._process, signal.SIGKILL)
 
     def _fail(self, number: int, error: RootfsError) -> None:
         with self._lock:

@@ -598,6 +598,23 @@ def test_a_helper_that_takes_nothing_fails_its_jobs_and_can_be_closed(tmp_path, 
             result(job)
 
 
+def test_a_helper_that_is_gone_when_it_is_to_be_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "CLOSE_SECONDS", 0.2)
+    helper = Helper.start(tmp_path / "stopped", options=RUDE)
+    job, pid, send = helper.trash(()), process(helper), signal.pidfd_send_signal
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T")
+
+    def too_late(descriptor, number):
+        send(descriptor, number)
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the helper")
+        send(descriptor, number)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", too_late)
+    helper.close()
+    with pytest.raises(HelperFailed):
+        result(job)
+
+
 def test_cancelling_at_a_helper_that_takes_nothing_ends_it(tmp_path, monkeypatch):
     monkeypatch.setattr(connection, "_SEND_BUFFER_BYTES", 4096)
     helper = Helper.start(tmp_path / "stopped", options=RUDE)
