@@ -5,8 +5,9 @@ this very repository (the pull has just read the manifest there with its own cre
 passes a HEAD for the blob at a registry that once delivered it. A registry that never did must deliver it in full:
 the bytes are weighed and dropped. So a digest in a manifest, or a diff ID in a config, unlocks nothing by itself.
 
-A blob arrives once at a time. Pulls of the same repository share the flight; others wait for its end and then ask
-for themselves, which as a rule costs a HEAD.
+A blob of one repository arrives once at a time, and its pulls share the flight. Pulls of other repositories wait for
+its end, COURTESY_SECONDS at most, and then ask for themselves, which as a rule costs a HEAD: a registry that sends
+slowly holds up nobody but those who pull from it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import logging
 import os
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import ContentRejected, NoSpace, StoreDamaged
 from cri_shim.images.flight import Flights, first_of
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from rootfs.digest import Digest
     from rootfs.limits import Limits
 
+COURTESY_SECONDS: Final = 10.0
+"""How long a pull waits for a blob that another repository sends, which it would not have to fetch then."""
+
 _log = logging.getLogger(__name__)
 
 # After these what has arrived is of no use to the next pull, or the disk has no room for it.
@@ -59,8 +64,13 @@ class Want:
     blob: Digest
     diff_id: Digest
 
+    @property
+    def origin(self) -> str:
+        """Registry and repository."""
+        return f"{self.registry}/{self.repository}"
+
     def __str__(self) -> str:
-        return f"{self.blob} of {self.registry}/{self.repository}"
+        return f"{self.blob} of {self.origin}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +109,10 @@ class Layers:
         self._slots = asyncio.Semaphore(unpacking.at_once)
         self._flights: Flights[Want, None] = Flights()
         self._transfers: dict[Want, Transfer] = {}
-        self._arriving: dict[Digest, asyncio.Event] = {}
+        self._arriving: dict[tuple[Digest, str], asyncio.Event] = {}
 
     def out_of(self, network: Origin) -> Layers:
-        """Return the same layers on their way out of another *network*; one blob still arrives once at a time."""
+        """Return the same layers on their way out of another *network*; they still wait for each other."""
         other = copy.copy(self)
         other._network = network  # noqa: SLF001 (of its own class)
         return other
@@ -142,13 +152,21 @@ class Layers:
         return True
 
     async def _fly(self, source: Source, layer: Layer, want: Want, lease: Lease) -> None:
-        while (arriving := self._arriving.get(want.blob)) is not None:
+        key = (want.blob, want.origin)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COURTESY_SECONDS):
+                while (other := self._arrival_of(want.blob)) is not None:
+                    await other.wait()
+        while (arriving := self._arriving.get(key)) is not None:
             await arriving.wait()
-        self._arriving[want.blob] = asyncio.Event()
+        self._arriving[key] = asyncio.Event()
         try:
             await self._settle(source, layer, want, lease)
         finally:
-            self._arriving.pop(want.blob).set()
+            self._arriving.pop(key).set()
+
+    def _arrival_of(self, blob: Digest) -> asyncio.Event | None:
+        return next((event for (arriving, _), event in self._arriving.items() if arriving == blob), None)
 
     async def _settle(self, source: Source, layer: Layer, want: Want, lease: Lease) -> None:
         if self._is_here(want) and await self._may_use(source, layer.descriptor, want):
@@ -178,8 +196,7 @@ class Layers:
         def wake() -> None:
             loop.call_soon_threadsafe(arriving.set)
 
-        origin = f"{want.registry}/{want.repository}"
-        arrival = Arrival(errand.descriptor.size_bytes, origin, arriving=wake)
+        arrival = Arrival(errand.descriptor.size_bytes, want.origin, arriving=wake)
         ingest = await store.partials.open(store, want.blob, arrival)
         errand.transfer.begin(ingest)
         failure: BaseException | None = None

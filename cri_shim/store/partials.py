@@ -2,12 +2,13 @@
 
 The waiting ones are bounded in bytes and in age; the oldest go first. They count as used room, for kubelet to see.
 Age is that of the file, by the wall clock, as a restart must not make them young; one from the future is as new as can
-be. What an ingest works on is never too old.
+be. What an ingest works on is never too old. What one repository has sent of a blob lies apart from what others have.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from rootfs.digest import Digest
 
 T = TypeVar("T")
-_BLOB: Final = re.compile(r"sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128}")
+_BLOB: Final = re.compile(r"(sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})\.[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
 
 
@@ -85,12 +86,12 @@ class Partials:
         return Usage(sum(one.size_bytes for one in self._waiting.values()), 2 * len(self._waiting))
 
     async def open(self, disk: Disk, blob: Digest, arrival: Arrival) -> Ingest:
-        """Return an ingest of *blob*, which is not being ingested now; it goes on with what waits here.
+        """Return an ingest of *blob*, which its origin is not sending now; it goes on with what that has left here.
 
         Raises:
             NoSpace, StoreDamaged: the disk has no room, or fails.
         """
-        name = _name(blob)
+        name = _name(blob, arrival.origin)
         while (removing := self._removing.get(name)) is not None:
             await removing.wait()
         before = self._waiting.pop(name, None)
@@ -113,8 +114,8 @@ class Partials:
 
     async def forget(self, disk: Disk, blobs: Iterable[Digest]) -> None:
         """Delete those of *blobs* that wait: their layers are here, and a kill came between."""
-        names = {_name(blob) for blob in blobs}
-        await self._delete(disk, tuple(name for name in self._waiting if name in names))
+        stems = {_stem(blob) for blob in blobs}
+        await self._delete(disk, tuple(name for name in self._waiting if name.partition(".")[0] in stems))
 
     async def prune(self, disk: Disk, *, everything: bool = False) -> None:
         """Delete what is too old or too much, or everything that waits."""
@@ -169,8 +170,13 @@ class Partials:
         return tuple(out)
 
 
-def _name(blob: Digest) -> str:
+def _stem(blob: Digest) -> str:
     return f"{blob.algorithm}-{blob.hex}"
+
+
+def _name(blob: Digest, origin: str) -> str:
+    # A repository must not be able to void what another one has left by sending something under the same digest.
+    return f"{_stem(blob)}.{hashlib.blake2s(origin.encode(), digest_size=8).hexdigest()}"
 
 
 def _left(path: Path) -> _Waiting | None:

@@ -17,6 +17,7 @@ import pytest
 from cri_shim.auth.credential import Credential, from_auth_config
 from cri_shim.config.schema import Config
 from cri_shim.errors import ContentRejected, NotFound, Unauthenticated
+from cri_shim.images import layers
 from cri_shim.images.service import Images
 from cri_shim.server.build import running_images
 from tests.fakes.images import FakeImage, config_of, layer
@@ -257,3 +258,19 @@ async def test_what_one_tenant_removes_another_cannot_bring_back_for_nothing(
         with pytest.raises(NotFound):
             await images.pull(f"{eves.host}/eve/app:1", EVE)
         assert images.images() == ()
+
+
+async def test_a_registry_that_sends_slowly_holds_up_its_own_pulls_only(
+    tmp_path: Path, shared: FakeRegistry, eves: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "COURTESY_SECONDS", 0.1)
+    eves.add("eve/app", adas(), tag="1")
+    async with asyncio.timeout(60), node(tmp_path, shared, eves) as images:
+        gate = eves.hold(TREASURE.digest)
+        eves_pull = asyncio.create_task(images.pull(f"{eves.host}/eve/app:1", EVE))
+        await arriving(eves, TREASURE.digest)
+        assert (await images.pull(f"{shared.host}/ada/app:1", ADA)).tags
+        assert not eves_pull.done()
+        gate.release()
+        assert (await eves_pull).tags
+        assert not list((tmp_path / "root/ingest").iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -41,8 +42,12 @@ def partials(path: Path, **keeping: int) -> Partials:
     return found
 
 
-async def left(kept: Partials, seed: int, mebibytes: int = 2) -> None:
-    ingest = await kept.open(DISK, digest(seed), Arrival(100 * MIB, "r/app"))
+def name(seed: int, origin: str = "r/app") -> str:
+    return f"sha256-{digest(seed).hex}.{hashlib.blake2s(origin.encode(), digest_size=8).hexdigest()}"
+
+
+async def left(kept: Partials, seed: int, mebibytes: int = 2, origin: str = "r/app") -> None:
+    ingest = await kept.open(DISK, digest(seed), Arrival(100 * MIB, origin))
     ingest.append(bytes(mebibytes * MIB))
     await kept.close(DISK, ingest, keep=True)
 
@@ -63,9 +68,7 @@ async def test_the_oldest_go_when_there_is_too_much(tmp_path: Path) -> None:
     kept = partials(tmp_path, bytes=5 * MIB)
     for seed in (1, 2, 3):
         await left(kept, seed)
-    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".map"} == {
-        f"sha256-{digest(seed).hex}" for seed in (2, 3)
-    }
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".map"} == {name(seed) for seed in (2, 3)}
     assert partials(tmp_path, bytes=3 * MIB).usage == HERE
 
 
@@ -73,7 +76,7 @@ async def test_the_oldest_go_when_there_is_too_much(tmp_path: Path) -> None:
 async def test_the_old_go_at_the_start_and_later(tmp_path: Path, age_s: int, stays) -> None:
     await left(partials(tmp_path), 1)
     at = time.time() - age_s
-    os.utime(tmp_path / f"sha256-{digest(1).hex}", (at, at))
+    os.utime(tmp_path / name(1), (at, at))
     assert partials(tmp_path).usage == (HERE if stays else Usage(0, 0))
     assert bool(list(tmp_path.iterdir())) is stays
 
@@ -95,8 +98,9 @@ async def test_everything_goes_when_the_disk_is_full(tmp_path: Path) -> None:
 
 def test_what_is_of_no_use_is_deleted_and_what_is_not_ours_is_not(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
-    for name in (f"sha256-{digest(1).hex}", f"sha256-{digest(2).hex}.map", "tmp", "tmp.map"):
-        (tmp_path / name).write_bytes(b"x" * 5000)
+    stem = f"sha256-{digest(1).hex}"
+    for one in (name(1), f"{name(2)}.map", stem, f"{stem}.map", f"{stem}.{'A' * 16}", "tmp", "tmp.map"):
+        (tmp_path / one).write_bytes(b"x" * 5000)
     assert partials(tmp_path).usage == Usage(0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["directory"]
 
@@ -111,3 +115,18 @@ async def test_a_blob_that_cannot_be_opened_still_waits(tmp_path: Path) -> None:
     with pytest.raises(NoSpace):
         await kept.open(Full(), digest(1), Arrival(100 * MIB, "r/app"))
     assert kept.usage == HERE
+
+
+async def test_a_repository_does_not_touch_what_another_has_left(tmp_path: Path) -> None:
+    kept = partials(tmp_path)
+    await left(kept, 1)
+    await left(kept, 1, 3, origin="evil/app")
+    ingest = await kept.open(DISK, digest(1), Arrival(100 * MIB, "r/app"))
+    assert (ingest.resumed_bytes, kept.usage) == (2 * MIB, Usage(3 * MIB, 2))
+    await kept.close(DISK, ingest, keep=True)
+    again = partials(tmp_path)
+    assert again.usage == Usage(5 * MIB, 4)
+    await left(again, 2)
+    await again.forget(DISK, [digest(1)])
+    assert again.usage == HERE
+    assert {path.name for path in tmp_path.iterdir()} == {name(2), f"{name(2)}.map"}
