@@ -157,7 +157,7 @@ class Client:
     def follow(self, terms: Terms) -> None:
         """Go by *terms* from the next question on."""
         self._terms = terms
-        self._means = replace(self._means, same_site=terms.same_site)
+        self._means = replace(self._means, same_site=terms.same_site, memory=Memory())
 
     def resolve(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Resolved:
         """Find out which manifest *reference* means: one HEAD, or a GET where a host has no proper HEAD.

@@ -21,7 +21,7 @@ from cri_shim.registry.retry import ATTEMPTS
 from cri_shim.registry.tokens import Realm, Token, Tokens, basic, secrets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Hashable
 
     from cri_shim.auth.credential import Credential
     from cri_shim.errors import ShimError
@@ -44,24 +44,28 @@ class Wanted:
 
 
 class Memory:
-    """What hosts were found to want, for the whole process. Safe from any thread; the oldest are forgotten."""
+    """What hosts were found to want, until the terms change. Safe from any thread; the oldest are forgotten.
+
+    A host is named by its URL and by all that a realm takes over from it, so that what was learned before the operator
+    forbade something does not outlive it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wanted: OrderedDict[tuple[str, str], Wanted] = OrderedDict()
+        self._wanted: OrderedDict[tuple[Hashable, str], Wanted] = OrderedDict()
         self._plain: OrderedDict[str, None] = OrderedDict()
 
-    def wanted(self, host: str, repository: str) -> Wanted | None:
+    def wanted(self, host: Hashable, repository: str) -> Wanted | None:
         """Return what *host* wanted for *repository* when it last gave it."""
         with self._lock:
             return self._wanted.get((host, repository))
 
-    def remember(self, host: str, repository: str, wanted: Wanted) -> None:
+    def remember(self, host: Hashable, repository: str, wanted: Wanted) -> None:
         """Keep what worked."""
         with self._lock:
             _keep(self._wanted, (host, repository), wanted)
 
-    def forget(self, host: str, repository: str) -> None:
+    def forget(self, host: Hashable, repository: str) -> None:
         """Drop what *host* was found to want for *repository*."""
         with self._lock:
             self._wanted.pop((host, repository), None)
@@ -89,6 +93,10 @@ def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
     kept.move_to_end(key)
     while len(kept) > REMEMBERED:
         kept.popitem(last=False)
+
+
+def _terms(host: Host) -> Hashable:
+    return host.url, host.plain_after, host.tls, host.rule, host.headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,7 @@ class Session:
         self.cancel = cancel
         self.attempts = attempts
         self.replaceable = replaceable
-        self.wanted = wanted or means.memory.wanted(str(host.url), repository)
+        self.wanted = wanted or means.memory.wanted(_terms(host), repository)
         self._remembered = wanted is None and self.wanted is not None
         self.pace = means.pace
         self._means = means
@@ -205,7 +213,7 @@ class Session:
         self.wanted = None
         landed = self._send(request, None)
         if landed.reply.status != 401 or landed.abroad:
-            self._means.memory.forget(str(self.host.url), self.repository)
+            self._means.memory.forget(_terms(self.host), self.repository)
             return landed
         self._learn(landed.reply, self.host.request("GET", f"/{self.repository}"))
         landed.reply.discard()
@@ -215,7 +223,7 @@ class Session:
 
     def _taken(self, landed: Landed) -> Landed:
         if self.wanted is not None and landed.reply.status not in (401, 403) and not landed.abroad:
-            self._means.memory.remember(str(self.host.url), self.repository, self.wanted)
+            self._means.memory.remember(_terms(self.host), self.repository, self.wanted)
         return landed
 
     def _shown_before(self) -> bool:

@@ -125,6 +125,21 @@ def test_skip_verify(desk, secure, sample):
     assert desk.manifest(trust(desk, secure, "other.test", "skip_verify = true")).data == sample.manifest
 
 
+def test_a_realm_that_was_learned_without_verifying_is_verified_later(desk, secure, authority, sample):
+    with FakeRegistry(tls=authority.issue("elsewhere", "DNS:other.test").server_context()) as realm:
+        realm.auth = Bearer(anonymous=True)
+        desk.names.add("auth.test", "93.184.216.35", realm.port)
+        given = frozenset(f"token{count}-of-{realm.port}" for count in (1, 2))
+        secure.auth = Bearer(given=given, realm=f"https://auth.test:{realm.port}/token")
+        name = trust(desk, secure, "reg.test", f'ca = "{authority.cert}"\nskip_verify = true')
+        assert desk.manifest(name).data == sample.manifest
+        desk.clock.now += 4000  # the token is old
+        trust(desk, secure, "reg.test", f'ca = "{authority.cert}"')
+        with pytest.raises(RegistryUnavailable, match="is refused"):
+            desk.manifest(name)
+        assert realm.count("GET", "/token") == 1
+
+
 def test_old_tls(desk, pair, sample):
     context = pair.server_context()
     with warnings.catch_warnings(action="ignore"):

@@ -18,6 +18,7 @@ from cri_shim.errors import (
     Unauthenticated,
 )
 from cri_shim.registry.cancel import Cancel
+from cri_shim.registry.client import Terms
 from cri_shim.registry.tokens import read_token
 from tests.fakes.misbehaviour import drop, errors, redirect, status
 from tests.fakes.registry import Basic, Bearer, FakeRegistry
@@ -486,6 +487,32 @@ def test_same_site_realms_only(desk, registry, kit):
     with pytest.raises(Unauthenticated, match="another site"):
         desk.manifest(name, kit.user())
     assert "auth.evil" not in desk.names.asked
+
+
+def test_a_realm_that_was_learned_before_it_was_forbidden_is_forgotten(desk, registry):
+    with FakeRegistry() as realm:
+        realm.auth = Bearer(anonymous=True)
+        desk.names.add("auth.test", "93.184.216.35", realm.port)
+        name = public(desk, registry)
+        registry.auth = Bearer(
+            given=frozenset(f"token{count}-of-{realm.port}" for count in (1, 2)), realm="http://auth.test/token"
+        )
+        desk.manifest(name)
+        assert realm.count("GET", "/token") == 1
+        desk.clock.now += 4000  # the token is old
+        desk.client.follow(Terms(same_site=True))
+        with pytest.raises(Unauthenticated, match="another site"):
+            desk.manifest(name)
+        assert realm.count("GET", "/token") == 1
+
+
+def test_a_realm_gets_the_headers_that_hosts_toml_has_now(desk, registry, kit):
+    registry.auth = Bearer(users=USERS)
+    text = 'server = "{}"\n[header]\nX-Team = "{}"\n'
+    for user, team in ((kit.user(), "old"), (kit.user("her", "pass-word-2"), "newer")):
+        desk.hosts_toml(registry.host, text.format(registry.url, team))
+        desk.manifest(f"{registry.host}/team/app:v1", user)
+    assert [seen.headers["x-team"] for seen in registry.requests("GET", "/token")] == ["old", "newer"]
 
 
 def test_a_post_is_not_redirected(desk, registry, name, kit):
