@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 VERIFY_SECONDS = 2.0
 """How long ImageStatus waits for a runtime that has to be asked."""
 
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 300.0
+"""How long a renewal pauses before it tries once more what failed."""
+
 _PUBLISHED_AT_ONCE = 8
 _log = logging.getLogger(__name__)
 
@@ -269,7 +273,7 @@ class Publishing:
             return good
 
     def _renew(self, handoff: HandOff) -> None:
-        """Publish all images to *handoff* in the background; one renewal at a time."""
+        """Publish all images to *handoff* in the background, those that fail again; one renewal at a time."""
         running = self._renewals.get(handoff.name)
         task = asyncio.create_task(self._publish_all(handoff, running), name=f"publish all images to {handoff.name}")
         self._renewals[handoff.name] = task
@@ -280,15 +284,24 @@ class Publishing:
             await asyncio.wait([before])
         at_once = asyncio.Semaphore(_PUBLISHED_AT_ONCE)
 
-        async def one(image_id: Digest) -> bool:
+        told: dict[Digest, str] = {}
+
+        async def failed(image_id: Digest) -> bool:
             async with at_once:
                 try:
                     await undisturbed(self._publish(image_id, (handoff,)))
                 except Exception as error:  # one image must not keep the others back
-                    _log.error("image %s is not given to %s: %s", image_id, handoff.name, error)
-                    return False
-            return True
+                    if told.get(image_id) != str(error):
+                        _log.error("image %s is not given to %s: %s", image_id, handoff.name, error)
+                    told[image_id] = str(error)
+                    return True
+            return False
 
-        done = await asyncio.gather(*(one(image_id) for image_id in tuple(self._catalog().images)))
-        if done:
-            _log.info("%d of %d images are published to %s", sum(done), len(done), handoff.name)
+        left, pause = tuple(self._catalog().images), FIRST_PAUSE_SECONDS
+        while left:
+            outcomes = await asyncio.gather(*map(failed, left))
+            _log.info("%d of %d images are published to %s", outcomes.count(False), len(left), handoff.name)
+            left = tuple(image_id for image_id, bad in zip(left, outcomes, strict=True) if bad)
+            if left:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

@@ -169,6 +169,20 @@ async def test_one_that_cannot_be_published_at_the_start_stops_nothing(
         assert images.images() == (image,)
 
 
+async def test_one_that_cannot_be_published_at_the_start_is_tried_again(
+    tmp_path: Path, registry: FakeRegistry, handoff: FakeHandOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(publishing, "LONGEST_PAUSE_SECONDS", 0.02)
+    async with running(tmp_path, registry, FakeHandOff(), monkeypatch) as images:
+        image = await images.pull(f"{registry.host}/app:1", None)
+    handoff.fails.add("publish")
+    async with running(tmp_path, registry, handoff, monkeypatch):
+        await until(lambda: handoff.calls.count(("publish", image.id)) > 1)
+        handoff.fails.clear()
+        await until(lambda: handoff.seen == {image.id: image.names})
+
+
 async def test_calls_about_one_image_never_overlap(
     images: Images, registry: FakeRegistry, handoff: FakeHandOff
 ) -> None:
