@@ -317,6 +317,28 @@ async def test_records_of_others_are_left_alone(registry, containerd, start):
         assert theirs.name in containerd.names()
 
 
+async def test_a_cri_plugin_that_starts_after_the_rest_is_waited_for(registry, containerd, start):
+    async with start() as images:
+        found = await images.pull(f"{registry.host}/app:1", None)
+    containerd.state.records.clear()
+    containerd.state.collect()
+    containerd.fails["Cri.ImageStatus"] = grpc.StatusCode.UNAVAILABLE
+    async with start(waiting=False) as images:
+        await until(lambda: "it was told to fail" in status_of(images)["failure"])
+        assert (state_of(images), containerd.names()) == ("waiting", set())
+        containerd.fails.clear()
+        await until_whole(containerd, found)
+
+
+async def test_a_cri_plugin_that_is_away_while_an_image_is_registered_is_waited_for(registry, containerd, images):
+    containerd.fails["Cri.ImageStatus"] = grpc.StatusCode.UNAVAILABLE
+    containerd.calls.clear()
+    pull = asyncio.create_task(images.pull(f"{registry.host}/app:1", None))
+    await until(lambda: pull.done() or containerd.calls.count("Cri.ImageStatus") > 10)
+    containerd.fails.clear()
+    assert_whole(containerd, await pull)
+
+
 # In the middle
 
 

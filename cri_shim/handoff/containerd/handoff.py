@@ -42,6 +42,7 @@ TRUSTED_SECONDS: Final = 1.0
 SILENT_SECONDS: Final = 5.0
 """How long a containerd that did not answer is asked nothing."""
 
+_NO_IMAGE: Final = f"sha256:{'0' * 64}"
 _CONTENT: Final = "io.containerd.content.v1.content"
 _ASK_SECONDS: Final = 0.5
 _REMOVE_SECONDS: Final = 15.0
@@ -214,6 +215,8 @@ class Containerd:
             async with asyncio.timeout(max(0.0, left)):
                 await self._arrived.wait()
         except TimeoutError:
+            if self._client.connected and self._failure:
+                raise Unreachable(f"containerd cannot be given images yet: {self._failure}") from None
             raise Unreachable(
                 f"containerd at {self._socket} cannot be reached; is it running? It is given the image when it comes"
             ) from None
@@ -271,6 +274,7 @@ class Containerd:
 
     async def _make_ready(self) -> None:
         self._version = await self._client.version()
+        await self._client.seen(_NO_IMAGE)  # its CRI plugin starts after the rest of it
         for lease in await self._client.leases(self._publisher.owner):
             if lease not in self._publisher.leases:
                 await self._client.end_lease(lease)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import HandOffFailed, StoreDamaged
-from cri_shim.handoff.containerd.client import Refused, Vanished, named
+from cri_shim.handoff.containerd.client import Refused, Unreachable, Vanished, named
 from cri_shim.handoff.containerd.records import (
     LEASE_PREFIX,
     OWNER,
@@ -164,7 +164,8 @@ class Publisher:
 
     async def _until_seen(self, image: Image) -> None:
         """Wait until containerd's CRI plugin, which hears of records a little later, has all names of *image*."""
-        pause, failure = _FIRST_PAUSE_SECONDS, "it does not know the image"
+        pause = _FIRST_PAUSE_SECONDS
+        failure: HandOffFailed = Refused("it does not know the image")
         try:
             async with asyncio.timeout(_SEEN_SECONDS):
                 while True:
@@ -172,12 +173,12 @@ class Publisher:
                         seen = await self._client.seen(str(image.id), _SEEN_SECONDS)
                         if seen is not None and set(image.names) <= set(seen[1]):
                             return
-                    except Refused as error:  # it says so while it starts
-                        failure = str(error)
+                    except (Refused, Unreachable) as error:  # it says so while it starts, the one or the other
+                        failure = error
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         except TimeoutError:
-            raise Refused(
+            raise type(failure)(
                 f"the CRI plugin of containerd did not take the image within {_SEEN_SECONDS:.0f} s: {failure}"
             ) from None
 
