@@ -307,6 +307,22 @@ async def test_an_image_that_was_removed_while_containerd_was_down_goes_when_it_
     await until(lambda: not containerd.names() and not containerd.state.layers)
 
 
+@pytest.mark.parametrize("method", ["Images.List", "Images.Delete"])
+async def test_a_removal_that_containerd_did_not_answer_is_made_up_for(
+    registry, containerd, start, monkeypatch, method
+):
+    monkeypatch.setattr(handoff_module, "_OWED_SECONDS", 0.02)
+    async with start() as images:
+        found = await images.pull(f"{registry.host}/app:1", None)
+        containerd.fails[method] = grpc.StatusCode.UNAVAILABLE
+        await images.remove(str(found.id))
+        asked = containerd.calls.count(method)
+        await until(lambda: containerd.calls.count(method) > asked)
+        assert containerd.names() == {str(found.id), *found.names}
+        containerd.fails.clear()
+        await until(lambda: not containerd.names() and not containerd.state.layers)
+
+
 async def test_records_of_others_are_left_alone(registry, containerd, start):
     async with start() as images:
         await images.pull(f"{registry.host}/app:1", None)

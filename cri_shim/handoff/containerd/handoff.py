@@ -44,6 +44,7 @@ SILENT_SECONDS: Final = 5.0
 
 _NO_IMAGE: Final = f"sha256:{'0' * 64}"
 _CONTENT: Final = "io.containerd.content.v1.content"
+_OWED_SECONDS: Final = 30.0
 _ASK_SECONDS: Final = 0.5
 _REMOVE_SECONDS: Final = 15.0
 _PAUSE_SECONDS: Final = 1.0
@@ -67,14 +68,18 @@ class Containerd:
         self._version = ""
         self._reach = Reach("", "not tried yet")
         self._failure = ""
-        self._watching: asyncio.Task[None] | None = None
+        self._owed: set[Digest] = set()
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     async def start(self, renew: Callable[[], None]) -> None:
         """Begin to connect; see `HandOff.start`."""
         self._client = Client(self._socket)
         self._publisher = Publisher(self._client, self._store, self._runtime_root, self._sync)
         self._gone_at = asyncio.get_running_loop().time()
-        self._watching = asyncio.create_task(self._watch(renew), name="watch containerd")
+        self._tasks = (
+            asyncio.create_task(self._watch(renew), name="watch containerd"),
+            asyncio.create_task(self._pay(), name="remove later from containerd"),
+        )
 
     @property
     def content(self) -> str:
@@ -96,9 +101,10 @@ class Containerd:
 
     async def stop(self) -> None:
         """End the connection; images stay registered."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        if self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
             await self._client.close()
 
     async def publish(self, image: Image) -> None:
@@ -120,18 +126,20 @@ class Containerd:
     async def retract(self, image: Image) -> None:
         """Remove every record of *image* and wait until containerd has collected what they held.
 
-        A containerd that is down loses them when it comes back.
+        A containerd that is down loses them when it comes back, one that does not answer a little later.
 
         Raises:
             HandOffFailed: it refused.
         """
         self._verified.pop(image.id, None)
         if not self._arrived.is_set():
+            self._owed.add(image.id)
             return
         try:
             async with asyncio.timeout(_REMOVE_SECONDS):
                 await self._drop(await self._names_to_remove(image))
         except (TimeoutError, Unreachable) as error:
+            self._owed.add(image.id)
             reason = str(error) or f"it took more than {_REMOVE_SECONDS:.0f} s"
             _log.warning("image %s is removed from containerd later: %s", image.id, reason)
 
@@ -234,15 +242,34 @@ class Containerd:
         records = await self._client.records(map(named, asked))
         return {record.name for record in records if record.target.digest in targets}
 
-    async def _drop(self, names: set[str]) -> None:
+    async def _pay(self) -> None:
+        """Remove what could not be removed when it was asked for, from time to time."""
+        while True:
+            await asyncio.sleep(_OWED_SECONDS)
+            gone = self._owed - self._store.catalog.images.keys()  # others are on their way out, or came back
+            if not gone or not self._arrived.is_set():
+                continue
+            try:
+                await self._sweep()
+            except Exception as error:  # whatever it is, it is told, and tried again
+                _log.warning("removed images are still in containerd: %s", error)
+            else:
+                self._owed -= gone
+
+    async def _drop(self, names: set[str], spared: Callable[[], set[str]] = set) -> None:
         for left, name in zip(range(len(names) - 1, -1, -1), sorted(names), strict=True):
+            if name in spared():
+                continue
             await self._client.drop_record(name, collect=left == 0, seconds=_REMOVE_SECONDS)
 
     async def _sweep(self) -> None:
         """Remove records of ours whose image is gone."""
         records = await self._client.records([owned(*self._publisher.owner)])
-        known = {name for image in self._store.catalog.images.values() for name in names_of(image)}
-        await self._drop({record.name for record in records} - known)
+        # One that is pulled again while others are dropped is spared.
+        await self._drop({record.name for record in records} - self._known(), self._known)
+
+    def _known(self) -> set[str]:
+        return {name for image in self._store.catalog.images.values() for name in names_of(image)}
 
     # The connection
 
