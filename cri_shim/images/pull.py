@@ -24,7 +24,7 @@ from cri_shim.images.progress import LayerProgress, PullProgress
 from cri_shim.images.shortname import PASSED_OVER, References, bound, none_of, plainly
 from cri_shim.oci.manifest import Index, pair_layers, parse_config, parse_manifest
 from cri_shim.oci.platforms import INDEX_DEPTH, runs_on, select
-from cri_shim.store.image import Document, Image, ImageLayer
+from cri_shim.store.image import LONGEST_CREATED, LONGEST_TEXTS_BYTES, Document, Image, ImageLayer, fitting
 from cri_shim.store.provenance import Delivery
 from rootfs.errors import RootfsError
 
@@ -331,7 +331,7 @@ class Puller:
             id=chosen.manifest.config.digest,
             tags=(),
             digests=(),
-            user=chosen.config.user,
+            user=chosen.config.user[:LONGEST_TEXTS_BYTES],
             manifest=chosen.digest,
             target=found.target,
             media_type=chosen.manifest.media_type,
@@ -340,8 +340,8 @@ class Puller:
                 _placed(layer, name, rows[layer.diff_id.hex].usage)
                 for layer, name in zip(found.layers, names, strict=True)
             ),
-            annotations=chosen.manifest.annotations,
-            created=chosen.config.created,
+            annotations=fitting(chosen.manifest.annotations),
+            created=chosen.config.created[:LONGEST_CREATED],
             pulled_at_ns=time.time_ns(),
             pulled_from=found.host,
         )

@@ -7,13 +7,14 @@ spelled otherwise than the runtime spells it loses images that are in use.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cri_shim.auth.credential import from_auth_config
 from cri_shim.errors import InvalidReference
 from cri_shim.oci.config import user_of
 from cri_shim.oci.reference import parse_reference
 from cri_shim.pb import api_pb2
+from cri_shim.store.image import LONGEST_TEXTS_BYTES, fitting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from cri_shim.config.schema import Runtime
     from cri_shim.store.image import Image, Usage
     from rootfs.digest import Digest
-
-
-LONGEST_TEXTS_BYTES: Final = 16 << 10
-"""Of a manifest's annotations in all, and of a config's user. An image brings them along, and a list that a handful of
-hostile images have made larger than clients take would leave kubelet without any list."""
 
 
 class Spelling:
@@ -52,7 +48,7 @@ class Spelling:
         )
         _put_user(message, image.user)
         if image.annotations:
-            message.spec.annotations.update(_fitting(image.annotations))
+            message.spec.annotations.update({valid(key): valid(text) for key, text in fitting(image.annotations)})
         return message
 
     def pinned(self, image: Image) -> bool:
@@ -88,18 +84,6 @@ def filesystem(mountpoint: str, usage: Usage, now_ns: int) -> api_pb2.Filesystem
 def valid(text: str) -> str:
     """Return *text* as protobuf takes it: one lone surrogate would fail the whole list of images."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _fitting(annotations: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return *annotations*, of which those that would be too much are left out."""
-    chosen: dict[str, str] = {}
-    room_bytes = LONGEST_TEXTS_BYTES
-    for key, text in annotations:
-        size_bytes = len(key.encode("utf-8", "replace")) + len(text.encode("utf-8", "replace"))
-        if size_bytes <= room_bytes:
-            chosen[valid(key)] = valid(text)
-            room_bytes -= size_bytes
-    return chosen
 
 
 def _put_user(message: api_pb2.Image, user: str) -> None:

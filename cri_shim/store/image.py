@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -13,6 +13,14 @@ from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+LONGEST_TEXTS_BYTES: Final = 16 << 10
+"""Of a manifest's annotations in all, and of a config's user. An image brings them along, they stay in memory as long
+as it is here, and a list that a handful of hostile images have made larger than clients take would leave kubelet
+without any list."""
+
+LONGEST_CREATED: Final = 64
+"""Characters of a config's `created`, which RFC 3339 writes in 35."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,18 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True):
     names: list[str]
 
 
+def fitting(annotations: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return *annotations*, of which those that would be too much are left out."""
+    chosen: list[tuple[str, str]] = []
+    room_bytes = LONGEST_TEXTS_BYTES
+    for key, text in annotations:
+        size_bytes = len(key.encode("utf-8", "replace")) + len(text.encode("utf-8", "replace"))
+        if size_bytes <= room_bytes:
+            chosen.append((key, text))
+            room_bytes -= size_bytes
+    return tuple(chosen)
+
+
 def record_of(image: Image) -> bytes:
     """Return the record of *image* as JSON, names included (the index keeps them a second time, for moves)."""
     return msgspec.json.encode(
@@ -143,14 +163,14 @@ def image_from(record: bytes, names: Iterable[str]) -> Image:
             id=Digest.parse(fields.id),
             tags=tags,
             digests=digests,
-            user=fields.user,
+            user=fields.user[:LONGEST_TEXTS_BYTES],
             manifest=Digest.parse(fields.manifest),
             target=Digest.parse(fields.target),
             media_type=fields.media_type,
             documents=tuple(Document(Digest.parse(digest), size) for digest, size in fields.documents),
             layers=tuple(_layer_from(layer) for layer in fields.layers),
-            annotations=tuple((key, value) for key, value in fields.annotations),
-            created=fields.created,
+            annotations=fitting(fields.annotations),
+            created=fields.created[:LONGEST_CREATED],
             pulled_at_ns=fields.pulled_at_ns,
             pulled_from=fields.pulled_from,
         )

@@ -7,6 +7,7 @@ import functools
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from cri_shim.config.schema import Config
 from cri_shim.errors import ContentRejected, NotFound, RegistryUnavailable, ShimError, Unauthenticated
 from cri_shim.images.service import Images
 from cri_shim.server.build import running_images
-from cri_shim.store.image import Image
+from cri_shim.store.image import LONGEST_TEXTS_BYTES, Image, image_from, record_of
 from rootfs.errors import LayerRejected
 from tests.fakes.images import Dir, FakeImage, Link, config_of, index, layer, layer_of_tar
 from tests.fakes.images import image as image_for
@@ -426,3 +427,16 @@ async def test_a_mirror_that_sends_wrong_bytes_is_left_for_the_next_host(
             found = await images.pull(f"{registry.host}/app:1", None)
             assert await left_over(tmp_path, images) == [found.layers[0].name]
         assert (mirror.count("GET", digest), registry.count("GET", digest)) == (1, 1)
+
+
+async def test_what_an_image_says_of_itself_is_kept_up_to_a_bound(registry: FakeRegistry, images: Images) -> None:
+    most = LONGEST_TEXTS_BYTES
+    base = layer({"a": b""})
+    said = {"a" * 10: "b" * (most - 11), "too": "much", "c": ""}
+    config = config_of((base,), architecture=MACHINE, user="u" * (most + 1), created="2" * 65)
+    registry.add("app", image(base, config=config, annotations=said), tag="1")
+    found = await images.pull(f"{registry.host}/app:1", None)
+    assert found.annotations == (("a" * 10, "b" * (most - 11)), ("c", ""))
+    assert (found.user, found.created) == ("u" * most, "2" * 64)
+    older = replace(found, user=f"{found.user}u", created="2" * 65, annotations=tuple(said.items()))
+    assert image_from(record_of(older), found.names) == found

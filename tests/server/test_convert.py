@@ -7,8 +7,8 @@ import pytest
 from cri_shim.errors import InvalidRequest
 from cri_shim.pb import api_pb2
 from cri_shim.server import convert
-from cri_shim.server.convert import LONGEST_TEXTS_BYTES, Spelling
-from cri_shim.store.image import Usage
+from cri_shim.server.convert import Spelling
+from cri_shim.store.image import LONGEST_TEXTS_BYTES, Usage
 from tests.server.conftest import make_image
 
 IMAGE = make_image()
