@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.errors import Denied, LimitExceeded, NotFound, RegistryUnavailable, ShimError, Unauthenticated
 from cri_shim.images.flight import Flights, Rounds, all_of
@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from cri_shim.store.store import Lease, Store
     from rootfs.digest import Digest
 
+T = TypeVar("T")
 Authorise = Callable[["Reference", "Credential | None"], "tuple[Credential, ...]"]
 _CONFIG_LIMIT_BYTES = 4 << 20
+_READ_AT_ONCE_BYTES = 64 << 10  # a larger document may take most of a second, in which nothing else would be served
 _NAMELESS_TRIED = 8
 _PAUSE_SECONDS = 0.003  # between two lookups of the same credentials: a pull that comes meanwhile waits for the next
 _log = logging.getLogger(__name__)
@@ -253,7 +255,7 @@ class Puller:
             self._store.keep_document(fetched.digest, fetched.data, lease)
             others = tuple(credential for credential in credentials if credential is not fetched.credential)
             source = Source(reference, (fetched.credential, *others), self._settings.origin)
-            parsed = self._parsed(fetched.data, fetched.media_type)
+            parsed = await self._parsed(fetched.data, fetched.media_type)
             here = (Document(fetched.digest, len(fetched.data)),)
             chosen = await self._choose(source, parsed, here, lease)
             return _Found(source, fetched.digest, fetched.host, chosen, pair_layers(chosen.manifest, chosen.config))
@@ -273,7 +275,8 @@ class Puller:
             data = await self._instance(source, candidate, lease)
             below = (*trail, Document(candidate.digest, len(data)))
             with suppress(_OtherPlatform):
-                return await self._choose(source, self._parsed(data, candidate.media_type), below, lease)
+                parsed = await self._parsed(data, candidate.media_type)
+                return await self._choose(source, parsed, below, lease)
         raise _OtherPlatform(f"none of the {len(tried)} entries of the index is for {self._settings.platform}")
 
     async def _with_config(
@@ -282,13 +285,18 @@ class Puller:
         descriptor = manifest.config
         with _within("config"):
             data = await self._config(source, descriptor, lease)
-            config = parse_config(data)
+            config = await self._read(data, lambda: parse_config(data))
         if not runs_on(self._settings.platform, config.platform):
             raise _OtherPlatform(f"the image is for {config.platform}, and this node is {self._settings.platform}")
         return _Chosen(trail[-1].digest, manifest, config, (*trail, Document(descriptor.digest, len(data))))
 
-    def _parsed(self, data: bytes, media_type: str) -> Index | Manifest:
-        return parse_manifest(data, media_type, most_layers=self._settings.most_layers)
+    async def _parsed(self, data: bytes, media_type: str) -> Index | Manifest:
+        most_layers = self._settings.most_layers
+        return await self._read(data, lambda: parse_manifest(data, media_type, most_layers=most_layers))
+
+    async def _read(self, data: bytes, parse: Callable[[], T]) -> T:
+        """Parse *data*, a large document off the event loop: in a disk thread, as those wait for no registry."""
+        return parse() if len(data) <= _READ_AT_ONCE_BYTES else await self._store.disk(parse)
 
     async def _instance(self, source: Source, descriptor: Descriptor, lease: Lease) -> bytes:
         if (known := await self._known(source, descriptor.digest, lease)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from cri_shim.auth.credential import from_auth_config
 from cri_shim.config.schema import Config
 from cri_shim.errors import ContentRejected, NotFound, RegistryUnavailable, ShimError, Unauthenticated
+from cri_shim.images import pull
 from cri_shim.images.service import Images
 from cri_shim.server.build import running_images
 from cri_shim.store.image import LONGEST_TEXTS_BYTES, Image, image_from, record_of
@@ -440,3 +442,30 @@ async def test_what_an_image_says_of_itself_is_kept_up_to_a_bound(registry: Fake
     assert (found.user, found.created) == ("u" * most, "2" * 64)
     older = replace(found, user=f"{found.user}u", created="2" * 65, annotations=tuple(said.items()))
     assert image_from(record_of(older), found.names) == found
+
+
+async def test_large_documents_are_read_off_the_event_loop(
+    registry: FakeRegistry, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, bool]] = []
+
+    def noting(name: str) -> None:
+        honest = getattr(pull, name)
+
+        def parse(data: bytes, *given: object, **more: object) -> object:
+            read.append((name, threading.current_thread() is threading.main_thread()))
+            return honest(data, *given, **more)
+
+        monkeypatch.setattr(pull, name, parse)
+
+    noting("parse_manifest")
+    noting("parse_config")
+    registry.add("app", sample(), tag="small")
+    base = layer({"a": b""})
+    config = config_of((base,), architecture=MACHINE, author="x" * (64 << 10))
+    large = image(base, config=config, annotations={"x": "x" * (64 << 10)})
+    registry.add("app", index(large), tag="large")
+    await images.pull(f"{registry.host}/app:small", None)
+    assert read == [("parse_manifest", True), ("parse_config", True)]
+    await images.pull(f"{registry.host}/app:large", None)
+    assert read[2:] == [("parse_manifest", True), ("parse_manifest", False), ("parse_config", False)]
