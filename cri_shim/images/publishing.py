@@ -37,6 +37,9 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 300.0
 """How long a renewal pauses before it tries once more what failed."""
 
+STOP_SECONDS = 10.0
+"""How long a stop waits for what a renewal has begun."""
+
 _PUBLISHED_AT_ONCE = 8
 _log = logging.getLogger(__name__)
 
@@ -148,7 +151,9 @@ class Publishing:
         for task in renewals:
             task.cancel()
         if renewals:
-            await asyncio.wait(renewals)
+            _, stuck = await asyncio.wait(renewals, timeout=STOP_SECONDS)
+            for task in stuck:
+                _log.warning("%s does not end and is left behind", task.get_name())
         for handoff in self._handoffs:
             await handoff.stop()
 

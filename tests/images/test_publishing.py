@@ -183,6 +183,19 @@ async def test_one_that_cannot_be_published_at_the_start_is_tried_again(
         await until(lambda: handoff.seen == {image.id: image.names})
 
 
+async def test_a_renewal_that_hangs_holds_up_no_stop(
+    tmp_path: Path, registry: FakeRegistry, handoff: FakeHandOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "STOP_SECONDS", 0.05)
+    async with running(tmp_path, registry, FakeHandOff(), monkeypatch) as images:
+        image = await images.pull(f"{registry.host}/app:1", None)
+    handoff.held = asyncio.Event()
+    async with asyncio.timeout(30), running(tmp_path, registry, handoff, monkeypatch):
+        await until(lambda: ("publish", image.id) in handoff.calls)
+    assert handoff.calls[-1] == "stop"
+    handoff.held.set()
+
+
 async def test_calls_about_one_image_never_overlap(
     images: Images, registry: FakeRegistry, handoff: FakeHandOff
 ) -> None:
