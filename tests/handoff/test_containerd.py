@@ -372,6 +372,29 @@ async def test_a_failure_in_the_middle_leaves_no_name_and_no_lease(registry, con
     assert_whole(containerd, await images.pull(f"{registry.host}/app:1", None))
 
 
+@pytest.mark.parametrize("method", ["Leases.Create", "Snapshots.Prepare"])
+async def test_a_containerd_that_hangs_in_the_middle_holds_a_pull_up_for_a_while_only(
+    registry, containerd, images, monkeypatch, method
+):
+    monkeypatch.setattr(handoff_module, "PUBLISH_SECONDS", 0.5)
+    monkeypatch.setattr(publish_module, "_TIDY_SECONDS", 0.1)
+    containerd.hung |= {method, "Leases.Delete"}
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(HandOffFailed, match=r"hand-off: containerd at .* did not take the image within .* hang\?"):
+        await images.pull(f"{registry.host}/app:1", None)
+    assert asyncio.get_running_loop().time() - begun < client_module.CALL_SECONDS
+    assert ("Leases.Delete" in containerd.calls) is (method != "Leases.Create")  # what was not made is not ended
+
+
+async def test_time_that_files_take_is_not_containerds():
+    async with asyncio.timeout(60) as limit:
+        ends = limit.when()
+        with publish_module.standing_still(limit):
+            assert limit.when() is None
+            await asyncio.sleep(0.01)
+        assert limit.when() > ends
+
+
 async def test_a_collector_that_is_faster_than_the_lease(registry, containerd, images):
     found = await images.pull(f"{registry.host}/app:1", None)
     containerd.state.records.clear()  # and not collected yet

@@ -120,9 +120,10 @@ class Client:
         """Begin the lease *lease*."""
         await self._call(self._leases.Create, leases_pb2.CreateRequest(id=lease, labels=labels))
 
-    async def end_lease(self, lease: str) -> None:
+    async def end_lease(self, lease: str, seconds: float = CALL_SECONDS) -> None:
         """End a lease; none of that name is fine."""
-        await _or_none(self._call(self._leases.Delete, leases_pb2.DeleteRequest(id=lease)), grpc.StatusCode.NOT_FOUND)
+        call = self._call(self._leases.Delete, leases_pb2.DeleteRequest(id=lease), seconds=seconds)
+        await _or_none(call, grpc.StatusCode.NOT_FOUND)
 
     async def leases(self, owner: tuple[str, str]) -> tuple[str, ...]:
         """Return the leases whose label *owner*, name and value, is that."""
@@ -159,10 +160,11 @@ class Client:
         call = self._call(self._snapshots.Commit, request, lease)
         return await _or_none(call, grpc.StatusCode.ALREADY_EXISTS) is not None
 
-    async def remove_snapshot(self, snapshotter: str, key: str, lease: str) -> None:
+    async def remove_snapshot(self, snapshotter: str, key: str, lease: str, seconds: float = CALL_SECONDS) -> None:
         """Give up the snapshot *key*; none of that name is fine."""
         request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key)
-        await _or_none(self._call(self._snapshots.Remove, request, lease), grpc.StatusCode.NOT_FOUND)
+        call = self._call(self._snapshots.Remove, request, lease, seconds=seconds)
+        await _or_none(call, grpc.StatusCode.NOT_FOUND)
 
     async def has_layer(self, snapshotter: str, name: str, seconds: float = CALL_SECONDS) -> bool:
         """Tell whether the layer *name* is committed."""

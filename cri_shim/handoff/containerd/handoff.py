@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import HandOffFailed, StoreDamaged
@@ -26,7 +26,7 @@ from rootfs.errors import RootfsError
 from rootfs.graft import Reach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from cri_shim.handoff.containerd.records import Record
     from cri_shim.store.image import Image
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS: Final = 10.0
 """How long after containerd went, or after our start, a publication waits for it."""
+
+PUBLISH_SECONDS: Final = 60.0
+"""How long a publication waits for containerd, all its calls together."""
 
 TRUSTED_SECONDS: Final = 1.0
 """How long it is taken for granted that containerd has what it had."""
@@ -113,12 +116,13 @@ class Containerd:
         Raises:
             HandOffFailed: containerd does not have it, and why.
         """
-        await self._reachable()
-        try:
-            await self._publish(image)
-        except Unreachable:  # it was restarted just now: once more
+        async with self._limit() as limit:
             await self._reachable()
-            await self._publish(image)
+            try:
+                await self._publish(image, limit)
+            except Unreachable:  # it was restarted just now: once more
+                await self._reachable()
+                await self._publish(image, limit)
 
     async def renamed(self, image: Image) -> None:
         """Nothing is to be done: a name that moved was moved with the image that has it now."""
@@ -166,7 +170,8 @@ class Containerd:
     async def _repair(self, image: Image) -> bool:
         _log.warning("containerd has lost image %s; it is registered again", image.id)
         try:
-            await self._publisher.publish(image)
+            async with self._limit() as limit:
+                await self._publisher.publish(image, limit)
         except Unreachable:
             return True
         except (HandOffFailed, StoreDamaged, RootfsError) as error:
@@ -197,14 +202,26 @@ class Containerd:
             "failure": self._failure,
         }
 
-    async def _publish(self, image: Image) -> None:
+    @asynccontextmanager
+    async def _limit(self) -> AsyncIterator[asyncio.Timeout]:
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS) as limit:
+                yield limit
+        except TimeoutError:
+            self._failure = (
+                f"containerd at {self._socket} did not take the image within {PUBLISH_SECONDS:.0f} s; does it hang? "
+                "See its log; the image is here, and the next pull gives it again"
+            )
+            raise Unreachable(self._failure) from None
+
+    async def _publish(self, image: Image, limit: asyncio.Timeout) -> None:
         whole = False
         with suppress(HandOffFailed):  # a plugin that starts refuses to tell; registering waits for it
             whole = await self._publisher.is_whole(image, _ASK_SECONDS)
         begun = time.monotonic()
         try:
             if not whole:
-                await self._publisher.publish(image)
+                await self._publisher.publish(image, limit)
                 _log.info("containerd has image %s after %.3f s", image.id, time.monotonic() - begun)
         except (HandOffFailed, StoreDamaged, RootfsError) as error:
             self._failure = str(error)

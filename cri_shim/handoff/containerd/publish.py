@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -31,7 +31,7 @@ from cri_shim.handoff.containerd.records import (
 from cri_shim.store.store import run_job, undisturbed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from cri_shim.handoff.containerd.client import Client, Mount
     from cri_shim.store.image import Image, ImageLayer
@@ -44,6 +44,7 @@ LEASE_SECONDS: Final = 3600
 
 _TRIES: Final = 4
 _SEEN_SECONDS: Final = 20.0
+_TIDY_SECONDS: Final = 2.0
 _FIRST_PAUSE_SECONDS: Final = 0.001
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 
@@ -86,8 +87,10 @@ class Publisher:
         right = {record.name for record in records if record.target.digest in targets}
         return layered and right == set(names) and seen is not None and set(image.names) <= set(seen[1])
 
-    async def publish(self, image: Image) -> None:
+    async def publish(self, image: Image, limit: asyncio.Timeout) -> None:
         """Register *image*, and begin once more where containerd collected what was just found.
+
+        The caller is within *limit*; it stands still while files are linked or copied, which is not containerd's time.
 
         Raises:
             HandOffFailed: why containerd does not have it.
@@ -95,16 +98,16 @@ class Publisher:
         """
         for _ in range(_TRIES - 1):
             with suppress(Vanished):
-                return await self._publish(image)
-        return await self._publish(image)
+                return await self._publish(image, limit)
+        return await self._publish(image, limit)
 
-    async def _publish(self, image: Image) -> None:
+    async def _publish(self, image: Image, limit: asyncio.Timeout) -> None:
         documents = await self._documents(image)
         registration = registration_of(image, documents, SNAPSHOTTER)
         async with self._lease() as lease:
             chain = chain_of(image)
             for layer, name, parent in zip(image.layers, chain, ("", *chain), strict=False):
-                await self._layer(layer, name, parent, lease)
+                await self._layer(layer, name, parent, lease, limit)
             for blob in registration.blobs:
                 await self._client.put_blob(blob, lease)
             for record in registration.records:
@@ -127,13 +130,15 @@ class Publisher:
         self.leases.add(lease)
         try:
             await self._client.make_lease(lease, labels)
-            yield lease
+            try:
+                yield lease
+            finally:
+                with suppress(HandOffFailed):  # it expires
+                    await undisturbed(self._client.end_lease(lease, _TIDY_SECONDS))
         finally:
             self.leases.discard(lease)
-            with suppress(HandOffFailed):  # it expires
-                await undisturbed(self._client.end_lease(lease))
 
-    async def _layer(self, layer: ImageLayer, name: str, parent: str, lease: str) -> None:
+    async def _layer(self, layer: ImageLayer, name: str, parent: str, lease: str, limit: asyncio.Timeout) -> None:
         key = f"extract-{uuid.uuid4().hex} {name}"
         mounts = await self._client.prepare(SNAPSHOTTER, key, parent, {SNAPSHOT_REF: name}, lease)
         if mounts is None:  # nothing may hold it: its image may be on its way out
@@ -142,12 +147,13 @@ class Publisher:
         committed = False
         try:
             target = self._beneath(upper_of(mounts))
-            made = await run_job(self._store.helper.graft(layer.name, target, sync=self._sync))
+            with standing_still(limit):
+                made = await run_job(self._store.helper.graft(layer.name, target, sync=self._sync))
             committed = await self._client.commit(SNAPSHOTTER, name, key, lease)
         finally:
             if not committed:
                 with suppress(HandOffFailed):
-                    await undisturbed(self._client.remove_snapshot(SNAPSHOTTER, key, lease))
+                    await undisturbed(self._client.remove_snapshot(SNAPSHOTTER, key, lease, _TIDY_SECONDS))
         self.counts.layers += committed
         self.counts.links += made.links
         self.counts.copies += made.copies
@@ -181,6 +187,17 @@ class Publisher:
             raise type(failure)(
                 f"the CRI plugin of containerd did not take the image within {_SEEN_SECONDS:.0f} s: {failure}"
             ) from None
+
+
+@contextmanager
+def standing_still(limit: asyncio.Timeout) -> Iterator[None]:
+    """Let what is done inside not count for *limit*."""
+    ends, begun = limit.when(), asyncio.get_running_loop().time()
+    limit.reschedule(None)
+    try:
+        yield
+    finally:
+        limit.reschedule(None if ends is None else ends + asyncio.get_running_loop().time() - begun)
 
 
 async def _yes() -> bool:
