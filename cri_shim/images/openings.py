@@ -24,7 +24,7 @@ from cri_shim.store.catalog import Opening
 from cri_shim.store.key import read_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from cri_shim.auth.credential import Credential
     from cri_shim.oci.reference import Reference
@@ -88,10 +88,20 @@ class Openings:
         except ShimError as error:
             _log.warning("that %s was refused could not be noted: %s", reference, error)
 
-    async def age_seconds(self, reference: Reference, credentials: Iterable[Credential], image: Image) -> float | None:
-        """Tell how long ago one of *credentials* was seen to open *reference* as *image*; None when too long ago."""
+    async def age_seconds(
+        self,
+        reference: Reference,
+        credentials: Iterable[Credential],
+        image: Image,
+        refused: Collection[Credential] = (),
+    ) -> float | None:
+        """Tell how long ago one of *credentials* was seen to open *reference* as *image*; None when too long ago.
+
+        Those *refused* just now count for nothing.
+        """
         now = await self._time() if self._lasting_seconds else 0.0
-        mine = await self._noted(reference, (*credentials, ANONYMOUS))
+        void = await self._noted(reference, refused)
+        mine = [one for one in await self._noted(reference, (*credentials, ANONYMOUS)) if one not in void]
         ages = [max(0.0, now - one.at_s) for one in mine if one.digest in (image.target, image.manifest)]
         youngest = min(ages, default=None)
         return youngest if youngest is not None and youngest <= self._lasting_seconds else None

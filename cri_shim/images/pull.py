@@ -24,6 +24,7 @@ from cri_shim.images.progress import LayerProgress, PullProgress
 from cri_shim.images.shortname import PASSED_OVER, References, bound, none_of, plainly
 from cri_shim.oci.manifest import Index, pair_layers, parse_config, parse_manifest
 from cri_shim.oci.platforms import INDEX_DEPTH, runs_on, select
+from cri_shim.registry.failure import HostFailed
 from cri_shim.store.image import LONGEST_CREATED, LONGEST_TEXTS_BYTES, Document, Image, ImageLayer, fitting
 from cri_shim.store.provenance import Delivery
 from rootfs.errors import RootfsError
@@ -221,9 +222,14 @@ class Puller:
         self, reference: Reference, credentials: tuple[Credential, ...], error: RegistryUnavailable
     ) -> Image:
         """Return the image that is here for a registry that cannot be reached, or raise *error*."""
+        refused = error.refused if isinstance(error, HostFailed) else ()
         image = self._store.catalog.by_name(str(reference))
-        age = None if image is None else await self._openings.age_seconds(reference, credentials, image)
-        if image is None or age is None:
+        age = None
+        if image is not None:
+            await self._store.look_at(image)
+            age = await self._openings.age_seconds(reference, credentials, image, refused)
+        await self._openings.withdraw(reference, refused)
+        if image is None or age is None or image.id in self._store.damaged:
             raise error
         _log.warning("%s is answered from what is here, opened by this credential %d s ago: %s", reference, age, error)
         return image

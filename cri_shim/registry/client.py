@@ -362,10 +362,13 @@ class Client:
             raise nobody(avoid=avoid, only=only)
         cancel.expect_progress(self._terms.progress_seconds, self._clock)
         tries: dict[Host, list[ShimError]] = {host: [] for host in hosts}
+        refused: list[Credential] = []
         for host in self._in_turn(hosts, tries):
             replaceable = host is not hosts[-1]
             try:
-                done = self._ask(host, reference, credentials, cancel, act, tries[host], replaceable=replaceable)
+                done = self._ask(
+                    host, reference, credentials, cancel, act, tries[host], replaceable=replaceable, refused=refused
+                )
             except FAILED as failure:
                 tries[host].append(failure)
                 if replaceable and isinstance(failure, HostFailed):
@@ -373,7 +376,10 @@ class Client:
             else:
                 if not isinstance(done, _Refused):
                     return done
-        raise failed([one for host in hosts for one in tries[host]])
+        error = failed([one for host in hosts for one in tries[host]])
+        if isinstance(error, HostFailed):
+            error.refused = tuple(refused)
+        raise error
 
     def _in_turn(self, hosts: Sequence[Host], tries: Mapping[Host, Sequence[ShimError]]) -> Iterator[Host]:
         """Go through *hosts*; those that failed lately only when the last one could not tell either."""
@@ -396,8 +402,12 @@ class Client:
         refusals: list[ShimError],
         *,
         replaceable: bool,
+        refused: list[Credential] | None = None,
     ) -> T | _Refused:
-        """Do *act* with the first credential that *host* takes; note in *refusals* those it does not."""
+        """Do *act* with the first credential that *host* takes; note in *refusals* what it says to those it does not.
+
+        Those that the registry itself does not take are noted in *refused*, and so is that it takes none at all.
+        """
         asked = self._with_headers(host, reference)
         if replaceable:
             asked = replace(asked, stall_seconds=self._terms.mirror_stall_seconds)
@@ -416,9 +426,11 @@ class Client:
             )
             try:
                 done = act(session)
-            except REFUSED as refused:
-                refusals.append(refused)
+            except REFUSED as refusal:
+                refusals.append(refusal)
                 wanted = session.wanted
+                if host.upstream and refused is not None:
+                    refused += (credential,) if session.gives_tokens else (credential, ANONYMOUS)
             else:
                 self._health.worked(str(host.url))
                 return done

@@ -11,6 +11,8 @@ from cri_shim.oci.shown import escaped, shown
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cri_shim.auth.credential import Credential
+
 PEER_TEXT = 200  # characters of a peer's own words in a sentence
 ERROR_BODY_BYTES = 64 << 10  # what is read of the body of an error
 SHORTEST_SECRET = 4  # characters; shorter ones would black out ordinary words
@@ -25,6 +27,7 @@ class HostFailed(RegistryUnavailable):
         again: Whether the same request may work on the same host in a moment.
         after_seconds: When the host said so, how long to wait; else None.
         busy: It was 429: everyone should leave the host alone for a while.
+        refused: The credentials that the registry itself refused before it failed. Never shown.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class HostFailed(RegistryUnavailable):
         self.again = again
         self.after_seconds = after_seconds
         self.busy = busy
+        self.refused: tuple[Credential, ...] = ()
 
 
 class RefusedAbroad(Unauthenticated):

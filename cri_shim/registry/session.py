@@ -157,6 +157,11 @@ class Session:
         """Whether the credential was needed: a host that asks for none was not shown any."""
         return self.wanted is not None
 
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether the host has a realm, which may give others, also those who show nothing, what it refuses here."""
+        return self.wanted is not None and self.wanted.realm is not None
+
     def patiently(self, act: Callable[[], T]) -> T:
         """Do *act*, again when it fails in a way that may pass."""
         return self.pace.patiently(self.host.name, self.cancel, act, self.attempts, self.most_seconds)

@@ -21,7 +21,7 @@ from cri_shim.store.image import Image
 from rootfs.digest import Digest
 from tests.fakes.images import FakeImage, layer
 from tests.fakes.images import image as image_for
-from tests.fakes.misbehaviour import status
+from tests.fakes.misbehaviour import Exchange, status
 from tests.fakes.registry import Basic, FakeRegistry
 
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
@@ -157,6 +157,60 @@ async def test_a_refusal_takes_back_what_was_proved(tmp_path: Path, registry: Fa
         unreachable(registry)
         await refused(images, name, ADA)
         assert (await images.pull(name, BOB)).tags == (name,)
+
+
+@pytest.mark.parametrize("code", [429, 503])
+async def test_a_refusal_counts_also_when_another_try_makes_the_registry_unavailable(
+    tmp_path: Path, registry: FakeRegistry, time: Time, code: int
+) -> None:
+    name = f"{registry.host}/app:1"
+    async with node(tmp_path, registry, time) as images:
+        await images.pull(name, ADA)
+        await images.pull(name, BOB)
+        registry.auth = Basic({"bob": "bob-secret"})
+
+        def busy(exchange: Exchange) -> None:
+            if "authorization" in exchange.request.headers:
+                exchange.answer(exchange.default())
+            else:
+                status(code)(exchange)
+
+        registry.on("*", "/manifests/", busy)
+        await refused(images, name, ADA)
+        unreachable(registry)
+        await refused(images, name, ADA)
+        assert await images.pull(name, BOB)
+
+
+async def test_what_was_open_to_everybody_is_not_when_the_registry_says_so(
+    tmp_path: Path, registry: FakeRegistry, time: Time
+) -> None:
+    name = f"{registry.host}/app:1"
+    registry.auth = None
+    async with node(tmp_path, registry, time) as images:
+        await images.pull(name, None)
+        registry.auth = Basic({"bob": "bob-secret"})
+        registry.forget()
+
+        def busy(exchange: Exchange) -> None:
+            if registry.count() <= 2:  # asked without, told 401; asked with ada's, told 401
+                exchange.answer(exchange.default())
+            else:
+                status(503)(exchange)
+
+        registry.on("*", "/manifests/", busy)
+        await refused(images, name, ADA)
+        await refused(images, name, None)
+
+
+async def test_an_image_that_is_not_whole_is_not_served(tmp_path: Path, registry: FakeRegistry, time: Time) -> None:
+    name = f"{registry.host}/app:1"
+    async with node(tmp_path, registry, time) as images:
+        pulled = await images.pull(name, ADA)
+        for document in pulled.documents:
+            images._store.blobs.path(document.digest).unlink()
+        unreachable(registry)
+        await refused(images, name, ADA)
 
 
 @pytest.mark.parametrize("code", [401, 403, 404])
