@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 COURTESY_SECONDS: Final = 10.0
 """How long a pull waits for a blob that another repository sends, which it would not have to fetch then."""
 
+WEIGHED_BYTES: Final = 256 << 20
+"""How much of a layer that cannot be unpacked is fetched still, to tell by its digest whose fault that is."""
+
 _log = logging.getLogger(__name__)
 
 # After these what has arrived is of no use to the next pull, or the disk has no room for it.
@@ -185,7 +188,7 @@ class Layers:
                 # Where several hosts gave a part, the one that gave the end is asked for the whole before it is blamed.
                 blamed = frozenset(error.hosts[:-1] or error.hosts)
                 if blamed <= avoid or not await self._network.has_others(source, avoid | blamed):
-                    raise
+                    raise (error.verdict or error) from None
                 _log.warning("%s: %s; asking another host", want, error)
                 avoid |= blamed
 
@@ -246,8 +249,11 @@ class Layers:
             try:
                 applied = await self._follow(errand, ingest, staging)
                 _check(applied, errand.layer)
-            except (LayerRejected, ContentMismatch, LimitExceeded):
+            except (LayerRejected, ContentMismatch, LimitExceeded) as error:
                 await self._store.discard(staging)
+                to_come_bytes = errand.descriptor.size_bytes - ingest.position_bytes
+                if to_come_bytes > WEIGHED_BYTES and ingest.generation == generation:
+                    raise WrongBytes(str(error), ingest.hosts, error) from error
                 delivered = await download
                 if ingest.generation != generation:
                     continue  # it was said of bytes that have become void meanwhile

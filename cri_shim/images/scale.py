@@ -15,16 +15,21 @@ if TYPE_CHECKING:
     from cri_shim.oci.manifest import Descriptor
     from cri_shim.registry.client import Delivered
     from cri_shim.store.ingest import Ingest
+    from rootfs.errors import RootfsError
 
 _AT_ONCE_BYTES = 1 << 20
 
 
 class WrongBytes(ContentRejected):
-    """A blob arrived whole, and is not what its digest promised; *hosts* sent it."""
+    """A blob is not what its digest promised; *hosts* sent it.
 
-    def __init__(self, sentence: str, hosts: tuple[str, ...] = ()) -> None:
+    With a *verdict* it is not known whose fault that is: so much of the blob was still to come that it was not weighed.
+    """
+
+    def __init__(self, sentence: str, hosts: tuple[str, ...] = (), verdict: RootfsError | None = None) -> None:
         super().__init__(sentence)
         self.hosts = hosts
+        self.verdict = verdict
 
 
 class Scale:

@@ -64,7 +64,8 @@ class Arrival:
 class Ingest:
     """One growing file. Appending is for one thread; everything else may be called from any thread.
 
-    *generation* changes when what was written has become void; *resumed_bytes* is what an earlier ingest has left.
+    *generation* changes when what was written has become void; *resumed_bytes* is what an earlier ingest has left,
+    *hosts* are those who sent what is here, in order.
     """
 
     def __init__(self, path: Path, arrival: Arrival) -> None:
@@ -91,6 +92,7 @@ class Ingest:
                 os.close(self._fd)
                 raise
         self._vouched = (self._known.host, self._known.validator)
+        self.hosts: tuple[str, ...] = ()
         self.position_bytes = self.resumed_bytes = self._recorded_bytes = self._known.prefix_bytes
         failpoint("ingest.made")
         if self.position_bytes:
@@ -118,6 +120,7 @@ class Ingest:
     def vouch(self, host: str, validator: str) -> None:
         """Note that *host* sends the next bytes, and what it says of them."""
         self._vouched = (host, validator if len(validator) <= LONGEST_VALIDATOR else "")
+        self.hosts = (*(one for one in self.hosts if one != host), host)
 
     def append(self, data: bytes | memoryview) -> None:
         """Write *data* behind what is there and let the followers have it.
@@ -152,7 +155,7 @@ class Ingest:
             if self.position_bytes == 0:
                 return
             self._await_record()
-            self._known, self._vouched = replace(self._known, ranges=()), ("", "")
+            self._known, self._vouched, self.hosts = replace(self._known, ranges=()), ("", ""), ()
             if self._map_file.exists:
                 self._map_file.write(self._known, sync=self._arrival.sync)
             with self._changed:

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from cri_shim.errors import ContentRejected
+from cri_shim.images import layers
 from cri_shim.images.service import Images
 from cri_shim.registry.reply import FULL_ENOUGH_BYTES
 from cri_shim.server.build import running_images
 from cri_shim.store.image import Usage
-from tests.fakes.images import FakeImage, layer, to_json
+from rootfs.errors import LayerRejected
+from tests.fakes.images import FakeImage, layer, layer_of_tar, to_json
 from tests.fakes.images import image as image_for
 from tests.fakes.misbehaviour import partly, status
 from tests.fakes.registry import FakeRegistry
@@ -137,3 +139,32 @@ async def test_an_empty_blob_that_is_wrong_is_refused_once(tmp_path: Path, regis
         with pytest.raises(ContentRejected, match="sent 0 bytes whose digest is"):
             await images.pull(f"{registry.host}/app:1", None)
     assert registry.count("GET", honest.layers[0].digest) == 1
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+async def test_the_rest_of_what_cannot_be_unpacked_is_not_fetched_when_it_is_large(
+    tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch, *, mirrored: bool
+) -> None:
+    """SENT bytes of six MiB come, and then nothing; where there is another host it is asked for all of it."""
+    monkeypatch.setattr(layers, "WEIGHED_BYTES", 6 * MIB - SENT - 1)
+    wanted = large() if mirrored else image(layer_of_tar(b"x" * 6 * MIB, compression="none"))
+    registry.add("app", wanted, tag="1")
+    digest = wanted.layers[0].digest
+    with FakeRegistry() as mirror:
+        mirror.add("app", wanted, tag="1")
+        mirror._blobs["app", digest] = b"x" * len(wanted.layers[0].blob)
+        gate = mirror.gate()
+        (mirror if mirrored else registry).on("GET", f"/blobs/{digest}", partly(SENT, gate))
+        config = config_for(tmp_path, registry)
+        if mirrored:
+            hosts = f'server = "{registry.url}"\n[host."{mirror.url}"]\n'
+            (tmp_path / "certs.d" / registry.host / "hosts.toml").write_text(hosts)
+        async with asyncio.timeout(60), running_images(config) as images:
+            if mirrored:
+                assert (await images.pull(f"{registry.host}/app:1", None)).tags
+            else:
+                with pytest.raises(LayerRejected):
+                    await images.pull(f"{registry.host}/app:1", None)
+            gate.release()
+        assert (mirror.count("GET", digest), registry.count("GET", digest)) == (int(mirrored), 1)
+        assert not list((tmp_path / "root/ingest").iterdir())
