@@ -174,6 +174,7 @@ class Layers:
     async def _settle(self, source: Source, layer: Layer, want: Want, lease: Lease) -> None:
         if self._is_here(want) and await self._may_use(source, layer.descriptor, want):
             return None
+        self._check_size(layer.descriptor)
         bring = self._weigh if self._is_here(want) else self._arrive
         avoid: frozenset[str] = frozenset()
         while True:
@@ -191,6 +192,12 @@ class Layers:
                     raise (error.verdict or error) from None
                 _log.warning("%s: %s; asking another host", want, error)
                 avoid |= blamed
+
+    def _check_size(self, descriptor: Descriptor) -> None:
+        most = self._unpacking.limits.unpacked_bytes
+        if descriptor.size_bytes > most:
+            sentence = f"the blob has {descriptor.size_bytes} bytes, more than limits.unpacked_bytes allows ({most})"
+            raise LimitExceeded(sentence, "unpacked_bytes")
 
     async def _arrive(self, errand: _Errand) -> None:
         want, store = errand.want, self._store

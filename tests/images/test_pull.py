@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from cri_shim.auth.credential import from_auth_config
-from cri_shim.config.schema import Config
+from cri_shim.config.schema import Config, LimitsConfig
 from cri_shim.errors import ContentRejected, NotFound, RegistryUnavailable, ShimError, Unauthenticated
 from cri_shim.images import pull
 from cri_shim.images.service import Images
 from cri_shim.server.build import running_images
 from cri_shim.store.image import LONGEST_TEXTS_BYTES, Image, image_from, record_of
-from rootfs.errors import LayerRejected
+from rootfs.errors import LayerRejected, LimitExceeded
 from tests.fakes.images import Dir, FakeImage, Link, config_of, index, layer, layer_of_tar
 from tests.fakes.images import image as image_for
 from tests.fakes.registry import Basic, FakeRegistry
@@ -469,3 +469,17 @@ async def test_large_documents_are_read_off_the_event_loop(
     assert read == [("parse_manifest", True), ("parse_config", True)]
     await images.pull(f"{registry.host}/app:large", None)
     assert read[2:] == [("parse_manifest", True), ("parse_manifest", False), ("parse_config", False)]
+
+
+async def test_a_blob_that_is_larger_than_what_it_may_unpack_to_is_not_asked_for(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    base = layer({"a": bytes(20_000)}, compression="none")
+    registry.add("app", image(base), tag="1")
+    most = len(base.blob)
+    async with running_images(config_for(tmp_path, registry, limits=LimitsConfig(unpacked_bytes=most - 1))) as images:
+        with pytest.raises(LimitExceeded, match=f"{most} bytes, more than limits.unpacked_bytes"):
+            await images.pull(f"{registry.host}/app:1", None)
+        assert registry.count("GET", base.digest) == 0
+    async with running_images(config_for(tmp_path, registry, limits=LimitsConfig(unpacked_bytes=most))) as images:
+        assert (await images.pull(f"{registry.host}/app:1", None)).tags
