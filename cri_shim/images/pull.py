@@ -16,7 +16,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from cri_shim.errors import Denied, LimitExceeded, NotFound, RegistryUnavailable, ShimError, Unauthenticated
+from cri_shim.errors import (
+    Denied,
+    HandOffFailed,
+    LimitExceeded,
+    NotFound,
+    RegistryUnavailable,
+    ShimError,
+    Unauthenticated,
+)
 from cri_shim.images.flight import Flights, Rounds, all_of
 from cri_shim.images.network import Source
 from cri_shim.images.openings import Openings
@@ -50,6 +58,7 @@ Authorise = Callable[["Reference", "Credential | None"], "tuple[Credential, ...]
 _CONFIG_LIMIT_BYTES = 4 << 20
 _READ_AT_ONCE_BYTES = 64 << 10  # a larger document may take most of a second, in which nothing else would be served
 _NAMELESS_TRIED = 8
+_ROUNDS = 3
 _PAUSE_SECONDS = 0.003  # between two lookups of the same credentials: a pull that comes meanwhile waits for the next
 _log = logging.getLogger(__name__)
 
@@ -178,10 +187,7 @@ class Puller:
         self.running[id(progress)] = progress
         try:
             with _within(f"pull {reference}"):
-                image = await self._allowed(reference, credentials, progress)
-                progress.phase = "publishing"
-                with _within("hand-off"):
-                    await self._publish(image)
+                image = await self._given(reference, credentials, progress)
         except BaseException as error:
             progress.end(error=str(error) or type(error).__name__)
             raise
@@ -191,6 +197,20 @@ class Puller:
         finally:
             del self.running[id(progress)]
             self.recent = [*self.recent[-199:], progress]
+
+    async def _given(self, reference: Reference, credentials: tuple[Credential, ...], progress: PullProgress) -> Image:
+        """Bring the image and give it to the runtimes; again where it was removed before they had it."""
+        for _ in range(_ROUNDS):
+            progress.layers.clear()
+            image = await self._allowed(reference, credentials, progress)
+            progress.phase = "publishing"
+            with _within("hand-off"):
+                await self._publish(image)
+            if image.id in self._store.catalog.images:
+                return image
+        raise HandOffFailed(
+            f"it was removed while it was pulled, {_ROUNDS} times; pull it again when nothing removes it"
+        )
 
     async def _allowed(
         self, reference: Reference, credentials: tuple[Credential, ...], progress: PullProgress

@@ -14,6 +14,7 @@ from cri_shim.images import publishing
 from cri_shim.images.service import Images
 from cri_shim.server import build, give
 from cri_shim.store import store as store_module
+from cri_shim.store.image import Image
 from tests.fakes.handoff import FakeHandOff
 from tests.fakes.registry import FakeRegistry
 from tests.images.test_interrupted import until
@@ -205,6 +206,36 @@ async def test_calls_about_one_image_never_overlap(
     await asyncio.gather(*works, *(images._publishing.publish(image) for image in images.images()))
     assert handoff.most_at_once == 1
     assert {image.id for image in images.images()} == set(handoff.seen)
+
+
+async def test_an_image_that_is_removed_while_its_pull_waits_is_pulled_again(
+    images: Images, registry: FakeRegistry, handoff: FakeHandOff
+) -> None:
+    name = f"{registry.host}/app:1"
+    await images.pull(name, None)
+    handoff.held = asyncio.Event()
+    removal = asyncio.create_task(images.remove(name))
+    await until(lambda: handoff.at_once)
+    pull = asyncio.create_task(images.pull(name, None))
+    await until(lambda: [progress.phase for progress in images._puller.running.values()] == ["publishing"])
+    handoff.held.set()
+    await removal
+    image = await pull
+    assert images.images() == (image,)
+    assert handoff.seen == {image.id: image.names}
+
+
+async def test_an_image_that_is_always_removed_fails_its_pull(images: Images, registry: FakeRegistry) -> None:
+    given = []
+
+    async def removed(image: Image) -> None:
+        given.append(image.id)
+        await images.remove(str(image.id))
+
+    images._puller._publish = removed
+    with pytest.raises(HandOffFailed, match="it was removed while it was pulled, 3 times"):
+        await images.pull(f"{registry.host}/app:1", None)
+    assert len(given) == 3
 
 
 async def test_a_caller_that_leaves_cuts_no_hand_off_short(
