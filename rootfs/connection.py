@@ -96,6 +96,7 @@ class Connection:
         self._zygote = zygote
         self._process = -1  # a pidfd, once there is a process
         self._killed = False
+        self._reason = ""  # why there is no helper any more
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._reader = threading.Thread(target=self._read, args=(theirs,), name="rootfs-helper-reader", daemon=True)
@@ -129,12 +130,15 @@ class Connection:
         try:
             self._send({"id": number, "do": what[0], "staging": what[1]}, (body, *descriptors))
         except OSError as error:
-            self._fail(number, _lost(error))
+            self._fail(number, self._buried() or _lost(error))  # The socket is closed once it is known why.
         finally:
             os.close(body)
         if self.dead:  # It died between the look and the sending; its reader failed only the jobs it knew of.
-            self._fail(number, HelperFailed("the helper died"))
+            self._fail(number, self._buried() or HelperFailed("the helper died"))
         return job
+
+    def _buried(self) -> HelperFailed | None:
+        return HelperFailed(self._reason) if self._reason else None
 
     def _cancel(self, number: int) -> None:
         with self._lock:
@@ -216,6 +220,7 @@ class Connection:
     def _bury(self, reason: HelperFailed) -> None:
         """End a helper that is gone, or not to be trusted any more, and fail what waits for it."""
         with self._lock:
+            self._reason = reason.sentence
             self._channel.close()
         if self._process >= 0:
             if not self._ended(CLOSE_SECONDS):

@@ -13,6 +13,7 @@ same, `Zygote.lost` says so, and the daemon ends: it could not mend itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -126,7 +127,8 @@ class Zygote:
         """Have a helper forked that talks over *channel*, which stays the caller's; return a pidfd of it. Waits for it.
 
         Raises:
-            HelperFailed: the zygote is gone, or does not answer and is ended.
+            HelperFailed: no process or descriptor can be had now; or the zygote is gone, or does not answer and is
+                ended.
         """
         try:
             with self._lock:
@@ -134,6 +136,9 @@ class Zygote:
                 answer = wire.receive(self._control)
         except (OSError, RootfsError):
             answer = None
+        if answer is not None and (not answer.whole or "error" in answer.content):
+            why = answer.content.get("error", os.strerror(errno.EMFILE))
+            raise HelperFailed(f"the helper cannot be started anew: {why}; it is tried again for the next layer")
         if answer is None or len(answer.descriptors) != 1:
             self._process.kill()  # an answer that comes late would be taken for the next one's
             raise HelperFailed(
@@ -202,12 +207,31 @@ def serve(control: socket.socket, be_helper: Callable[[socket.socket], None]) ->
                 message = wire.receive(control)
                 if message is None:
                     return
+                if not message.whole:
+                    wire.send(control, {"error": os.strerror(errno.EMFILE)})
                 for descriptor in message.descriptors:
-                    _fork(control, wake, descriptor, be_helper)
+                    _answer(control, wake, descriptor, be_helper)
 
 
-def _fork(control: socket.socket, wake: int, descriptor: int, be_helper: Callable[[socket.socket], None]) -> None:
-    """Fork a helper and hand out a pidfd of it: nobody has reaped it yet, so its number is nobody else's."""
+def _answer(control: socket.socket, wake: int, descriptor: int, be_helper: Callable[[socket.socket], None]) -> None:
+    """Fork a helper and hand out a pidfd of it, or say why not: what is short now may be there for the next one."""
+    try:
+        pid, handle = _fork(control, wake, descriptor, be_helper)
+    except OSError as error:
+        wire.send(control, {"error": str(error.strerror)})
+        return
+    finally:
+        os.close(descriptor)
+    try:
+        wire.send(control, {"pid": pid}, (handle,))
+    finally:
+        os.close(handle)
+
+
+def _fork(
+    control: socket.socket, wake: int, descriptor: int, be_helper: Callable[[socket.socket], None]
+) -> tuple[int, int]:
+    """Return number and pidfd of a new helper: nobody has reaped it yet, so its number is nobody else's."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -218,12 +242,11 @@ def _fork(control: socket.socket, wake: int, descriptor: int, be_helper: Callabl
             be_helper(socket.socket(fileno=descriptor))
         finally:
             os._exit(0)
-    os.close(descriptor)
-    handle = os.pidfd_open(pid)
     try:
-        wire.send(control, {"pid": pid}, (handle,))
-    finally:
-        os.close(handle)
+        return pid, os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        raise
 
 
 def _reap() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import socket
 
@@ -10,6 +12,7 @@ import pytest
 
 from rootfs import wire, zygote
 from rootfs.client import Helper
+from rootfs.connection import Connection
 from rootfs.errors import HelperFailed
 from rootfs.zygote import Options, Zygote
 from tests.fakes.rootfs_jobs import FAKE, children, descriptors, gone, process, status, unpack, until
@@ -65,6 +68,47 @@ def test_without_it_the_last_helper_serves_on_and_then_none(helper):
         HelperFailed, match="cannot be started anew: the process that starts it is gone; restart cri-shim"
     ):
         helper.discard("nothing").future.result(20)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_descriptors_it_says_so_and_lives(helper, left):
+    """None for the socket of the helper; one for that, and none for the pidfd."""
+    at_first, before = mother(helper), descriptors(mother(helper))
+    usual = resource.prlimit(at_first, resource.RLIMIT_NOFILE)
+    free = next(number for number in range(len(before) + 1) if number not in before)
+    resource.prlimit(at_first, resource.RLIMIT_NOFILE, (free + left, usual[1]))
+    kill(helper)
+    with pytest.raises(HelperFailed, match="cannot be started anew: Too many open files"):
+        helper.discard("nothing").future.result(20)
+    until(lambda: not children(at_first), "the burial of what was forked")
+    assert descriptors(at_first) == before
+    resource.prlimit(at_first, resource.RLIMIT_NOFILE, usual)
+    assert helper.discard("nothing").future.result(20) is None
+    assert mother(helper) == at_first
+    assert not helper.lost.done()
+
+
+def test_without_processes_it_says_so(monkeypatch):
+    def none_left():
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(zygote.os, "fork", none_left)
+    daemon, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    given = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    with daemon, control:
+        zygote._answer(control, -1, given, lambda _: None)
+        assert wire.receive(daemon) == wire.Message({"error": "Resource temporarily unavailable"}, (), whole=True)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(given)
+
+
+def test_a_job_that_comes_after_the_refusal_is_told_the_same(helper):
+    os.kill(mother(helper), signal.SIGKILL)
+    assert helper.lost.result(20) is None
+    refused = Connection(helper._zygote)
+    refused._reader.join(20)
+    with pytest.raises(HelperFailed, match="the process that starts it is gone"):
+        refused.ask(("discard", "nothing"), {}, lambda value: value).future.result(20)
 
 
 def test_closing_it_is_no_loss(tmp_path):
