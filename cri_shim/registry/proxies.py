@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Literal
 
 from cri_shim.errors import ConfigError
 from cri_shim.registry import socks
-from cri_shim.registry.policy import NAMED, AddressRule, Ip
 from cri_shim.registry.tls import PLAIN_TRUST, Tls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cri_shim.registry.policy import AddressRule, Ip
     from cri_shim.registry.url import Url
 
 _PROXY = re.compile(
@@ -244,8 +244,8 @@ def refusal_behind(host: str, ip: Ip | None, rule: AddressRule) -> str | None:
     if ip is not None:
         return rule.refusal(ip)
     name = host.rstrip(".")
-    if rule.anywhere or rule == NAMED:
+    if rule.anywhere:
         return None
     if name == "localhost" or name.endswith(".localhost"):
-        return "loopback"
+        return None if rule.loopback else "loopback"
     return "metadata" if name in _METADATA_NAMES else None

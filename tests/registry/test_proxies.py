@@ -169,7 +169,9 @@ def test_addresses_behind_a_proxy(host, kind):
 def test_what_the_operator_named_may_be_asked_for():
     assert refusal_behind("metadata", None, ANYWHERE) is None
     assert refusal_behind("10.0.0.1", spelled("10.0.0.1"), NAMED) is None
+    assert refusal_behind("localhost", None, NAMED) is None
     assert refusal_behind("169.254.169.254", spelled("169.254.169.254"), NAMED) == "metadata"
+    assert refusal_behind("metadata.google.internal", None, NAMED) == "metadata"
 
 
 # Through one
