@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cri_shim.auth.servers import server_of
-from cri_shim.errors import ConfigError
+from cri_shim.errors import ConfigError, InvalidRequest
 from cri_shim.oci.reference import DOCKER_HUB
 from cri_shim.registry.hostsfile import Table, read_certificates, read_hosts_file
 from cri_shim.registry.policy import ANYWHERE, NAMED, AddressRule
@@ -148,7 +148,7 @@ class Hosts:
         rules = self._rules
         sources = rules.registries_conf.sources(reference)
         hosts = tuple(dict.fromkeys(host for source in sources for host in self._at(source, reference, rules)))
-        if rules.no_fallback.isdisjoint(("*", reference.registry)):
+        if "*" not in rules.no_fallback and not _is_among(reference.registry, rules.no_fallback):
             return hosts
         return tuple(host for host in hosts if not host.upstream)
 
@@ -196,7 +196,7 @@ class Hosts:
 
     def _configured(self, registry: str, rules: Rules, *, insecure: bool) -> tuple[Host, ...]:
         directory = _directory(registry, rules.roots)
-        insecure = insecure or registry in rules.insecure
+        insecure = insecure or _is_among(registry, rules.insecure)
         if directory is None:
             return (_default(registry, Table(), "default", insecure=insecure),)
         path = os.path.join(directory, "hosts.toml")
@@ -247,11 +247,29 @@ def _told(host: Host, source: Source, reference: Reference) -> Host:
     )
 
 
+def _one_spelling(registry: str) -> str:
+    """Return how the server that *registry* leads to is written in one way: small letters, no port that https has."""
+    host, colon, port = registry.rpartition(":")
+    try:
+        return server_of(f"{host}:{int(port)}" if colon and port.isdecimal() else registry)
+    except InvalidRequest:
+        return registry
+
+
+def _is_among(registry: str, names: Collection[str]) -> bool:
+    return bool(names) and _one_spelling(registry) in {_one_spelling(name) for name in names}
+
+
+def _directory_names(registry: str) -> tuple[str, ...]:
+    host, colon, port = registry.rpartition(":")
+    return (f"{host}_{port}_", registry) if colon and port.isdigit() else (registry,)
+
+
 def _directory(registry: str, roots: Collection[str]) -> str | None:
+    """Return the directory for *registry* as it is written, or else as it is always written."""
     if "/" in registry or registry.startswith((".", "_")):
         return None
-    host, colon, port = registry.rpartition(":")
-    names = (f"{host}_{port}_", registry) if colon and port.isdigit() else (registry,)
+    names = (*_directory_names(registry), *_directory_names(_one_spelling(registry)))
     for root in roots:
         for name in (*names, "_default"):
             path = os.path.join(root, name)

@@ -364,3 +364,26 @@ def test_no_fallback_leaves_the_registry_itself_out(write, tmp_path, names):
 def test_no_fallback_keeps_another_server(write, tmp_path):
     write("docker.io", 'server = "https://cache.corp"\n')
     assert urls(Hosts(str(tmp_path), no_fallback=["docker.io"]).of(image_at("docker.io"))) == ["https://cache.corp/v2"]
+
+
+@pytest.mark.parametrize("spelt", ["reg.corp", "REG.corp", "reg.corp:443", "Reg.Corp:0443"])
+@pytest.mark.parametrize("ruled", ["reg.corp", "REG.CORP:443"])
+def test_another_spelling_of_a_registry_is_no_way_round_what_is_said_of_it(write, tmp_path, spelt, ruled):
+    assert Hosts("", no_fallback=[ruled]).of(image_at(spelt)) == ()
+    assert Hosts("", insecure=[ruled]).of(image_at(spelt))[0].tls.skip_verify
+    assert len(Hosts("", no_fallback=[ruled]).of(image_at("reg.corp:444"))) == 1
+    write("reg.corp", '[host."https://m1"]\n')
+    write("_default", '[host."https://m2"]\n')
+    assert urls(Hosts(str(tmp_path)).of(image_at(spelt)))[0] == "https://m1/v2"
+
+
+def test_a_directory_in_the_names_own_spelling_goes_before(write, tmp_path):
+    write("reg.corp", '[host."https://m1"]\n')
+    write("reg.corp_443_", '[host."https://m2"]\n')
+    assert urls(Hosts(str(tmp_path)).of(image_at("reg.corp:443")))[0] == "https://m2/v2"
+    assert urls(Hosts(str(tmp_path)).of(image_at("docker.io"))) == ["https://registry-1.docker.io/v2"]
+
+
+@pytest.mark.parametrize("spelt", ["docker.io", "DOCKER.IO", "registry-1.docker.io"])
+def test_docker_hub_is_one_registry_by_every_name(spelt):
+    assert Hosts("", no_fallback=["docker.io"]).of(image_at(spelt)) == ()
