@@ -434,6 +434,8 @@ class Client:
             else:
                 self._health.worked(str(host.url))
                 return done
+        if not refusals:
+            refusals.append(Unauthenticated(f"{host.name}: no credentials for it on this node, and anonymous = false"))
         return _REFUSED
 
     def _askable(
@@ -452,10 +454,10 @@ class Client:
         return replace(host, headers=(*host.headers, *(one for one in more if one[0].lower() not in set_already)))
 
     def _credentials(self, host: Host, reference: Reference, credentials: Sequence[Credential]) -> Iterator[Credential]:
-        """Return what *host* may be shown, in order; never nothing at all."""
+        """Return what *host* may be shown, in order; nothing where nothing fits the registry itself."""
         if host.upstream:
             fitting = [one for one in credentials if is_for(one.server, reference.registry)]
-            yield from fitting or (ANONYMOUS,)
+            yield from fitting
             return
         if self._credentials_for is not None:
             for found in self._credentials_for(f"{host.name}/{host.repository or reference.repository}"):

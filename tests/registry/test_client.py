@@ -416,6 +416,27 @@ def test_a_mirror_gets_its_own_credentials(desk, registry, sample, kit):
         assert not any("authorization" in seen.headers for seen in registry.log)
 
 
+def test_a_registry_that_nothing_may_be_shown_to_is_not_asked(desk, registry, kit):
+    other = kit.user(server="other.io")
+    for credentials in ((), (other,)):
+        with pytest.raises(Unauthenticated, match="no credentials for it on this node, and anonymous = false"):
+            desk.client.resolve(kit.reference(f"{registry.host}/team/app:v1"), credentials, Cancel())
+    assert registry.connections == 0
+
+
+def test_a_mirror_is_asked_where_nothing_may_be_shown_to_the_registry(desk, registry, sample, kit):
+    with FakeRegistry(("team/app:v1", sample)) as mirror:
+        desk.hosts_toml(registry.host, f'server = "{registry.url}"\n[host."{mirror.url}"]\n')
+        name = kit.reference(f"{registry.host}/team/app:v1")
+        assert desk.client.resolve(name, (), Cancel()).host == mirror.host
+        mirror.on("*", "", status(404))
+        with pytest.raises(Unauthenticated, match=r"answered 404.*no credentials for it"):
+            desk.client.resolve(name, (), Cancel())
+        found = desk.client.survey(name, (), Cancel())
+        assert "anonymous = false" in found[-1].refused[0]
+    assert registry.count() == 0
+
+
 def test_a_broken_hosts_file_stops_the_pull(desk, registry):
     path = desk.hosts_toml("reg.test", "server = \n")
     with pytest.raises(ConfigError, match=rf"{path}: line 1"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cri_shim.auth.credential import ANONYMOUS
 from cri_shim.errors import NotFound, RegistryUnavailable
 from cri_shim.registry.cancel import Cancel
 from cri_shim.registry.client import Client, Terms
@@ -191,7 +192,7 @@ def test_without_progress_a_call_ends_whatever_hosts_are_left(desk, registry, ki
     registry.on("GET", "/blobs/", status(503, headers=[("Retry-After", "3")]))
     with pytest.raises(HostFailed):
         client.download(
-            kit.reference(f"{registry.host}/team/app"), kit.descriptor(kit.BLOB), (), kit.MemorySink(), Cancel()
+            kit.reference(f"{registry.host}/team/app"), kit.descriptor(kit.BLOB), ANONYMOUS, kit.MemorySink(), Cancel()
         )
     assert sum(clock.slept) <= 4
     assert registry.count("GET", "/blobs/") == 2

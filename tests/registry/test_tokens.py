@@ -538,7 +538,7 @@ def test_a_token_get_is_redirected_without_the_credential(desk, registry, name, 
 def test_a_bound_credential_stays_with_its_server(desk, registry, name, kit):
     registry.auth = Basic(USERS)
     with pytest.raises(Unauthenticated):
-        desk.manifest(name, kit.user(server="other.io"))
+        desk.manifest(name, kit.user(server="other.io"), ANONYMOUS)
     assert "authorization" not in registry.log[0].headers
     assert registry.count() == 1
     desk.manifest(name, kit.user(server=registry.host))
