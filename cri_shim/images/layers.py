@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cri_shim.errors import ContentRejected, NoSpace, StoreDamaged
+from cri_shim.errors import ContentRejected, Denied, NoSpace, StoreDamaged, Unauthenticated
 from cri_shim.images.flight import Flights, first_of
 from cri_shim.images.progress import Transfer
 from cri_shim.images.scale import Scale, WrongBytes, weighed
@@ -131,14 +131,19 @@ class Layers:
         want = Want(source.registry, source.repository, layer.descriptor.digest, layer.diff_id)
         if self._is_here(want) and await self._may_use(source, layer.descriptor, want):
             progress.why = "present"
-            return
+            return None
         progress.why = "joined" if want in self._flights else "fetched"
-        progress.transfer = self._transfers.setdefault(want, Transfer(str(want.blob), layer.descriptor.size_bytes))
-        try:
-            await self._flights.join(want, lambda: self._fly(source, layer, want, lease))
-        finally:
-            if want not in self._flights:
-                self._transfers.pop(want, None)
+        while True:
+            joined = want in self._flights
+            progress.transfer = self._transfers.setdefault(want, Transfer(str(want.blob), layer.descriptor.size_bytes))
+            try:
+                return await self._flights.join(want, lambda: self._fly(source, layer, want, lease))
+            except (Unauthenticated, Denied):
+                if not joined:
+                    raise  # else it was somebody else's credential that was refused
+            finally:
+                if want not in self._flights:
+                    self._transfers.pop(want, None)
 
     def _is_here(self, want: Want) -> bool:
         catalog = self._store.catalog

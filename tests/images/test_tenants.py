@@ -16,13 +16,13 @@ import pytest
 
 from cri_shim.auth.credential import Credential, from_auth_config
 from cri_shim.config.schema import Config
-from cri_shim.errors import ContentRejected, NotFound, Unauthenticated
+from cri_shim.errors import ContentRejected, Denied, NotFound, Unauthenticated
 from cri_shim.images import layers
 from cri_shim.images.service import Images
 from cri_shim.server.build import running_images
 from tests.fakes.images import FakeImage, config_of, layer
 from tests.fakes.images import image as image_for
-from tests.fakes.misbehaviour import Exchange
+from tests.fakes.misbehaviour import Exchange, errors
 from tests.fakes.registry import Basic, Bearer, FakeRegistry
 
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
@@ -274,3 +274,29 @@ async def test_a_registry_that_sends_slowly_holds_up_its_own_pulls_only(
         gate.release()
         assert (await eves_pull).tags
         assert not list((tmp_path / "root/ingest").iterdir())
+
+
+async def test_a_refused_credential_fails_nobody_who_has_another(tmp_path: Path) -> None:
+    with FakeRegistry() as registry:
+        gate = registry.gate()
+
+        def refuse(exchange: Exchange) -> None:
+            gate.pass_through()
+            errors(403, "DENIED", "no")(exchange)
+
+        for tag in ("1", "2", "3"):
+            registry.add("ada/app", adas(), tag=tag)
+        registry.on("GET", TREASURE.digest, refuse, times=1)
+        async with asyncio.timeout(60), node(tmp_path, registry) as images:
+            first = asyncio.create_task(images.pull(f"{registry.host}/ada/app:1", None))
+            await arriving(registry, TREASURE.digest)
+            others = [asyncio.create_task(images.pull(f"{registry.host}/ada/app:{tag}", None)) for tag in "23"]
+            (flight,) = images._layers._flights._flights.values()
+            while flight.riders < 3:
+                await asyncio.sleep(0)
+            gate.release()
+            with pytest.raises(Denied):
+                await first
+            assert all([(await other).tags for other in others])
+            assert registry.count("GET", TREASURE.digest) == 2
+            assert images._layers.transfers == ()
