@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import ConfigError, InvalidReference, ShimError
+from cri_shim.errors import ConfigError, InvalidReference
 from cri_shim.images.prepull import Prepull
 from cri_shim.oci.reference import parse_reference
-from rootfs.errors import RootfsError
+from cri_shim.server.status import is_bug
 
 if TYPE_CHECKING:
     from cri_shim.config.schema import Config
@@ -35,8 +35,8 @@ async def adopt_at_first(config: Config, images: Images) -> None:
         return
     try:
         await images.adopt()
-    except (ShimError, RootfsError) as error:
-        _log.error("the runtime's images are not taken over: %s", error)
+    except Exception as error:  # whatever it is: what is to be pulled at start is pulled all the same
+        _log.error("the runtime's images are not taken over: %s", error, exc_info=is_bug(error))
 
 
 def names_that_are_none(config: Config) -> list[str]:

@@ -60,6 +60,9 @@ log = logging.getLogger(__name__)
 # A server that could not be stopped: freeing it would wait for what did not end.
 _left_behind: list[grpc.aio.Server] = []
 
+ADOPT_SECONDS = 60.0
+"""How long what is pulled at start waits for the runtime's own images to be taken over."""
+
 _STATUS_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 3.0
 _CALLS_AT_ONCE: Final = 12_000
@@ -172,9 +175,11 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event, asyncio.Event]:
 
 
 async def _at_first(config: Config, images: Images, prepull: Prepull) -> None:
-    """What the runtime has already need not be fetched."""
-    await adopt_at_first(config, images)
-    await prepull.run(images)
+    """What the runtime has already need not be fetched; a runtime that does not come is not waited for."""
+    async with asyncio.TaskGroup() as group:
+        adoption = group.create_task(adopt_at_first(config, images), name="adopt the runtime's images")
+        await asyncio.wait([adoption], timeout=ADOPT_SECONDS)
+        await prepull.run(images)
 
 
 @asynccontextmanager

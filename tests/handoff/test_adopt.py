@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from cri_shim.errors import InvalidRequest
+from cri_shim.errors import HandOffFailed, InvalidRequest
 from cri_shim.pb.containerd import images_pb2, types_pb2
+from cri_shim.server import serve
 from cri_shim.server.build import running_images
 from cri_shim.server.importpage import import_page
 from cri_shim.server.keep import adopt_at_first
@@ -67,6 +70,48 @@ async def test_an_image_whose_layers_are_gone_stays_with_containerd(registry, co
         assert "does not have the blob" in failure
         assert NAME in containerd.names()
         assert [str(one.id) for one in images.images()] == [other.id]
+
+
+async def test_an_image_that_cannot_be_given_back_holds_no_other_up(registry, containerd, start, monkeypatch):
+    made, other = sample(), image(layer({"other": b"other"}))
+    has_pulled(containerd, made, NAME)
+    has_pulled(containerd, other, "reg.io/other:1")
+    async with start() as images:
+        publishing, tried = images._publishing, []
+        replace = publishing.replace
+
+        async def replaced(one):
+            tried.append(one.id)
+            if len(tried) == 1:
+                raise HandOffFailed("it was told to fail")
+            await replace(one)
+
+        monkeypatch.setattr(publishing, "replace", replaced)
+        answer = await import_page(images, {"path": "containerd:"})
+        assert {row["id"] for row in answer["images"]} == {made.id, other.id} == set(map(str, tried))
+        assert [row["failure"] for row in answer["left"]] == ["it was told to fail"]
+
+
+async def test_a_runtime_that_does_not_come_holds_up_no_prepull(tmp_path, registry, monkeypatch):
+    monkeypatch.setattr(serve, "ADOPT_SECONDS", 0.01)
+    begun = asyncio.Event()
+
+    class Images:
+        def images(self):
+            return ()
+
+        async def adopt(self):
+            await begun.wait()
+            raise OSError("no such thing")
+
+    class Prepull:
+        async def run(self, _images):
+            begun.set()
+
+    config = type(config_for(tmp_path, registry))(adopt=True)
+    async with asyncio.timeout(20):
+        await serve._at_first(config, Images(), Prepull())
+    assert begun.is_set()
 
 
 async def test_what_was_given_is_not_taken(registry, containerd, start):

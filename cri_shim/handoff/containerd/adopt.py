@@ -9,6 +9,7 @@ and is told.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidReference, ShimError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cri_shim.images.importing import Importer
     from cri_shim.images.publishing import Publishing
     from cri_shim.oci.reference import Reference
+    from cri_shim.store.image import Image
 
 _WHERE = "containerd's content store"
 _log = logging.getLogger(__name__)
@@ -49,10 +51,20 @@ class Adoption:
         await self._containerd.arrival()
         wanted = tuple(_offers(await self._containerd.foreign()))
         taken = [await self._take(reference, offer) for reference, offer in wanted]
-        for image in {one.image.id: one.image for one in taken if one.image is not None}.values():
-            await self._publishing.replace(image)  # containerd forgets its own layers and blobs, and has ours
-        _log.info("adopted %d of %d images of containerd", sum(one.image is not None for one in taken), len(taken))
-        return tuple(taken)
+        ours = {one.image.id: one.image for one in taken if one.image is not None}
+        failures = {image.id: await self._replace(image) for image in ours.values()}
+        told = tuple(one if one.image is None else replace(one, failure=failures[one.image.id]) for one in taken)
+        _log.info("adopted %d of %d images of containerd", sum(not one.failure for one in told), len(told))
+        return told
+
+    async def _replace(self, image: Image) -> str:
+        """Let containerd forget its own layers and blobs and have ours; return why it has not."""
+        try:
+            await self._publishing.replace(image)
+        except (ShimError, RootfsError) as error:  # the others are taken over all the same
+            _log.error("image %s is here, and containerd was not given it: %s", image.id, error)
+            return str(error)
+        return ""
 
     async def _take(self, reference: Reference, offer: Offer) -> Adopted:
         try:
