@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOST_ENTRIES: Final = 100_000
 _HEADER_BYTES: Final = 1 << 20
+_NAME_BYTES: Final = 4096
 _HOPS: Final = 8
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PIECE_BYTES: Final = 1 << 20
@@ -192,6 +193,8 @@ def _entries(descriptor: int, size_bytes: int) -> Iterator[tuple[Entry, int]]:
         else:
             _settle(entry, extended, records)
             extended, records = [], {}
+            if max(len(entry.name), len(entry.link)) > _NAME_BYTES:
+                raise LimitExceeded(f"a name in the archive is longer than {_NAME_BYTES} bytes")
             yield entry, at
         at += entry.stored_bytes + -entry.stored_bytes % tarheader.BLOCK_BYTES
 

@@ -80,7 +80,7 @@ class Importer:
         """
         files = await in_thread(self._threads.downloads, lambda _: open_files(path))
         try:
-            offers = await in_thread(self._threads.downloads, lambda _: offers_of(files))
+            offers = await in_thread(self._threads.downloads, lambda _: offers_of(files, self._settings.most_layers))
             wanted = chosen(offers, name, tag)
             return tuple([(str(one), await self._pulled(files, one, offer, where)) for one, offer in wanted])
         finally:

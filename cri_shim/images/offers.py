@@ -11,9 +11,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cri_shim.errors import ContentRejected, InvalidReference, InvalidRequest
+from cri_shim.errors import ContentRejected, InvalidReference, InvalidRequest, LimitExceeded
 from cri_shim.oci import media
 from cri_shim.oci.descriptor import parse_descriptor
+from cri_shim.oci.manifest import MOST_LAYERS
 from cri_shim.oci.reference import parse_reference
 from cri_shim.oci.strictjson import decode
 from rootfs.digest import Digest
@@ -44,17 +45,17 @@ class Offer:
     genuine: bool
 
 
-def offers_of(files: Files) -> tuple[Offer, ...]:
-    """Return the images in *files*; for a thread, as files are hashed.
+def offers_of(files: Files, most_layers: int = MOST_LAYERS) -> tuple[Offer, ...]:
+    """Return the images in *files*, none of more than *most_layers* layers; for a thread, as files are hashed.
 
     Raises:
         ContentRejected: it is neither a layout nor what `docker save` writes, or is not whole.
-        LimitExceeded: a document is too large.
+        LimitExceeded: a document is too large, or an image has too many layers.
     """
     if (part := files.find("index.json")) is not None:
         found = tuple(_of_layout(_decoded(part, "index.json")))
     elif (part := files.find("manifest.json")) is not None:
-        found = tuple(_of_docker(files, _decoded(part, "manifest.json")))
+        found = tuple(_of_docker(files, _decoded(part, "manifest.json"), most_layers))
     else:
         raise ContentRejected("it has neither an index.json (OCI layout) nor a manifest.json (docker save)")
     if not 0 < len(found) <= MOST_IMAGES:
@@ -108,25 +109,28 @@ def _of_layout(index: object) -> Iterator[Offer]:
         yield Offer(names[:1], tag, descriptor.digest, descriptor.media_type, {}, genuine=True)
 
 
-def _of_docker(files: Files, listed: object) -> Iterator[Offer]:
+def _of_docker(files: Files, listed: object, most_layers: int) -> Iterator[Offer]:
     if not isinstance(listed, list):
         raise ContentRejected("manifest.json is no list of images")
+    digests: dict[Part, Digest] = {}  # each file is hashed once, however often it is named
     for entry in listed[: MOST_IMAGES + 1]:
         if not isinstance(entry, dict) or not isinstance(entry.get("Layers"), list):
             raise ContentRejected("manifest.json has an image without layers")
+        if len(entry["Layers"]) > most_layers:
+            raise LimitExceeded(f"the image has {len(entry['Layers'])} layers, more than {most_layers}")
         tags = entry.get("RepoTags") or []
         names = tuple(_names(tags if isinstance(tags, list) else []))
         config = _file(files, entry.get("Config"))
         layers = [_file(files, layer) for layer in entry["Layers"]]
-        yield _made(names, config.read(DOCUMENT_BYTES), layers)
+        digests.update({layer: _digest_of(layer) for layer in dict.fromkeys(layers) if layer not in digests})
+        yield _made(names, config.read(DOCUMENT_BYTES), [(layer, digests[layer]) for layer in layers])
 
 
-def _made(names: tuple[Reference, ...], config: bytes, layers: list[Part]) -> Offer:
+def _made(names: tuple[Reference, ...], config: bytes, layers: list[tuple[Part, Digest]]) -> Offer:
     """Make a manifest for a config and its layers."""
     blobs: dict[Digest, Part | bytes] = {Digest.of(config): config}
     descriptors = []
-    for layer in layers:
-        digest = _digest_of(layer)
+    for layer, digest in layers:
         blobs[digest] = layer
         descriptors.append(_descriptor(_layer_type(layer), digest, layer.size_bytes))
     document = {

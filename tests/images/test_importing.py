@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 from cri_shim.errors import ContentRejected, InvalidReference, InvalidRequest, LimitExceeded, NotFound, ShimError
-from cri_shim.images import archive
+from cri_shim.images import archive, offers
 from cri_shim.server.build import running_images
 from cri_shim.server.importpage import import_page
 from rootfs.errors import ContentMismatch, LayerRejected, RootfsError
@@ -238,6 +238,42 @@ async def test_a_document_and_an_archive_are_bounded(tmp_path, images, lay, monk
     monkeypatch.setattr(archive, "MOST_ENTRIES", 3)
     with pytest.raises(LimitExceeded, match="more than 3 entries"):
         await take(images, lay({str(number): b"" for number in range(4)}, "tar"))
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("which", ["name", "linkname"])
+def test_names_in_an_archive_are_bounded(tmp_path, form, which):
+    def opened(length):
+        entry = link("name", "target")
+        setattr(entry, which, "n" * length)
+        with tarfile.open(tmp_path / "archive.tar", "w", format=form) as tar:
+            tar.addfile(entry)
+        return archive.open_files(str(tmp_path / "archive.tar"))
+
+    opened(4096).close()
+    with pytest.raises(LimitExceeded, match="longer than 4096 bytes"):
+        opened(4097)
+
+
+def test_layers_of_what_docker_save_writes_are_bounded_and_hashed_once(tmp_path, monkeypatch):
+    made = image(*[layer({"a": b"a"})] * 3)
+    files = docker(made, NAME)
+    (entry,) = json.loads(files["manifest.json"])
+    entry["Layers"] = entry["Layers"][:1] * 3
+    (tmp_path / "archive.tar").write_bytes(as_tar({**files, "manifest.json": json.dumps([entry, entry]).encode()}))
+    hashed = []
+    real = offers._digest_of
+    monkeypatch.setattr(offers, "_digest_of", lambda part: hashed.append(part) or real(part))
+    opened = archive.open_files(str(tmp_path / "archive.tar"))
+    try:
+        first, second = offers.offers_of(opened, 3)
+        assert (first, len(hashed)) == (second, 1)
+        hashed.clear()
+        with pytest.raises(LimitExceeded, match="has 3 layers, more than 2"):
+            offers.offers_of(opened, 2)
+        assert hashed == []
+    finally:
+        opened.close()
 
 
 async def test_what_cannot_be_read_is_told(tmp_path, images):
