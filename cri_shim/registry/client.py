@@ -61,6 +61,7 @@ class Terms:
 
 USUAL = Terms()
 REFUSED = (Unauthenticated, Denied)
+ANSWERED = frozenset({"status", "protocol"})  # the host is there; what it stands for may not be
 FAILED = (NotFound, HostFailed, ContentRejected, LimitExceeded, ConfigError)
 
 
@@ -190,7 +191,7 @@ class Client:
         *,
         replaceable: bool,
     ) -> HostAnswer:
-        left_out = self._health.left_out_seconds(str(host.url)) if replaceable else 0.0
+        left_out = self._health.left_out_seconds(*_both(host, reference)) if replaceable else 0.0
         proxy = self._means.transport.proxy_towards(host.url)
         told = HostAnswer(host.name, str(host.url), host.source, proxy, left_out, host.repository)
         if not host.pull or (reference.digest is None and not host.resolve):
@@ -363,7 +364,7 @@ class Client:
         cancel.expect_progress(self._terms.progress_seconds, self._clock)
         tries: dict[Host, list[ShimError]] = {host: [] for host in hosts}
         refused: list[Credential] = []
-        for host in self._in_turn(hosts, tries):
+        for host in self._in_turn(hosts, reference, tries):
             replaceable = host is not hosts[-1]
             try:
                 done = self._ask(
@@ -372,7 +373,7 @@ class Client:
             except FAILED as failure:
                 tries[host].append(failure)
                 if replaceable and isinstance(failure, HostFailed):
-                    self._health.failed(str(host.url))
+                    self._health.failed(_both(host, reference)[failure.kind in ANSWERED])
             else:
                 if not isinstance(done, _Refused):
                     return done
@@ -381,11 +382,13 @@ class Client:
             error.refused = tuple(refused)
         raise error
 
-    def _in_turn(self, hosts: Sequence[Host], tries: Mapping[Host, Sequence[ShimError]]) -> Iterator[Host]:
+    def _in_turn(
+        self, hosts: Sequence[Host], reference: Reference, tries: Mapping[Host, Sequence[ShimError]]
+    ) -> Iterator[Host]:
         """Go through *hosts*; those that failed lately only when the last one could not tell either."""
         left_out = []
         for host in hosts:
-            if host is hosts[-1] or self._health.may_ask(str(host.url)):
+            if host is hosts[-1] or self._health.may_ask(*_both(host, reference)):
                 yield host
             else:
                 left_out.append(host)
@@ -432,7 +435,7 @@ class Client:
                 if host.upstream and refused is not None:
                     refused += (credential,) if session.gives_tokens else (credential, ANONYMOUS)
             else:
-                self._health.worked(str(host.url))
+                self._health.worked(*_both(host, reference))
                 return done
         if not refusals:
             refusals.append(Unauthenticated(f"{host.name}: no credentials for it on this node, and anonymous = false"))
@@ -464,6 +467,11 @@ class Client:
                 # Bound to the mirror, so that it is not shown to the registry when it is handed in again.
                 yield replace(found, server=server_of(host.name))
         yield ANONYMOUS
+
+
+def _both(host: Host, reference: Reference) -> tuple[str, str]:
+    """Return how *host* is called in `Health`: itself, and as what it is for the registry of *reference*."""
+    return str(host.url), f"{host.url} for {reference.registry}"
 
 
 def _several(credential: Credential | Sequence[Credential]) -> Sequence[Credential]:

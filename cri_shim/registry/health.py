@@ -3,6 +3,10 @@
 Only hosts for which there is another are left out, and only while that other one answers: a host that was left out is
 asked after all when the rest cannot be reached. After its time one caller tries a host again; until that try has
 succeeded the others keep leaving it out.
+
+What is left out is a host, or one registry of those that a mirror stands for: a mirror that passes questions on answers
+badly for a registry that does not answer, or that does not exist, and well for the others. So whoever asks names both,
+and whoever saw a failure names the one that failed.
 """
 
 from __future__ import annotations
@@ -38,22 +42,21 @@ class Health:
         self._lock = threading.Lock()
         self._failing: OrderedDict[str, _Failing] = OrderedDict()
 
-    def may_ask(self, host: str) -> bool:
-        """Tell whether *host* is to be asked in its turn; of several who ask when its time is over, one is told yes."""
+    def may_ask(self, *hosts: str) -> bool:
+        """Tell whether none of *hosts* is left out; of several who ask when their time is over, one is told yes."""
         with self._lock:
-            failing = self._failing.get(host)
-            if failing is None:
-                return True
-            if self._clock() < failing.until:
+            found = [(host, self._failing[host]) for host in hosts if host in self._failing]
+            if any(self._clock() < failing.until for _, failing in found):
                 return False
-            self._failing[host] = _Failing(self._clock() + failing.seconds, failing.seconds, trying=True)
+            for host, failing in found:
+                self._failing[host] = _Failing(self._clock() + failing.seconds, failing.seconds, trying=True)
             return True
 
-    def left_out_seconds(self, host: str) -> float:
-        """Return for how long *host* will still be left out, 0 when it is not."""
+    def left_out_seconds(self, *hosts: str) -> float:
+        """Return for how long one of *hosts* will still be left out, 0 when none is."""
         with self._lock:
-            failing = self._failing.get(host)
-            return 0.0 if failing is None else max(0.0, failing.until - self._clock())
+            until = [self._failing[host].until for host in hosts if host in self._failing]
+            return max(0.0, max(until, default=0.0) - self._clock())
 
     def failed(self, host: str) -> None:
         """Leave *host* out for a while: 15 s, and twice as long after each further failure, at most 5 minutes."""
@@ -67,7 +70,8 @@ class Health:
             while len(self._failing) > HOSTS:
                 self._failing.popitem(last=False)
 
-    def worked(self, host: str) -> None:
-        """Ask *host* in its turn again."""
+    def worked(self, *hosts: str) -> None:
+        """Ask *hosts* in their turn again."""
         with self._lock:
-            self._failing.pop(host, None)
+            for host in hosts:
+                self._failing.pop(host, None)

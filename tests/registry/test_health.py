@@ -74,6 +74,23 @@ def test_the_oldest_are_forgotten(clock):
     assert not health.may_ask(str(HOSTS))
 
 
+def test_of_two_names_either_is_enough_to_leave_out(clock):
+    health = Health(clock)
+    health.failed("a")
+    assert not health.may_ask("a", "a for x")
+    assert not health.may_ask("a", "a for y")
+    clock.now += 5
+    health.failed("a for x")
+    assert health.left_out_seconds("a", "a for x") == 15.0
+    clock.now += 10
+    assert not health.may_ask("a", "a for x")
+    assert health.may_ask("a", "a for y")  # and the refusal before was no try
+    health.worked("a", "a for y")
+    clock.now += 5
+    assert health.may_ask("a", "a for x")
+    assert not health.may_ask("a", "a for x")
+
+
 # In the client
 
 
@@ -229,3 +246,27 @@ def test_progress_is_counted_from_the_last_byte():
     with pytest.raises(HostFailed, match="no progress in 10 s"):
         cancel.check()
     assert not cancel.cancelled
+
+
+def test_a_mirror_that_answers_badly_for_one_registry_is_asked_for_another(desk, registry, mirrored):
+    desk.hosts_toml("_default", f'[host."{mirrored.url}"]\n')
+    mirrored.on("*", "/bad/", status(502))
+    for _ in range(2):
+        with pytest.raises(RegistryUnavailable):
+            desk.manifest("nonexistent.example/bad/app:v1")
+    assert mirrored.count("*", "/bad/") == 4  # the second time after all, as nobody else could be asked
+    assert desk.manifest(NAME).host == mirrored.host
+
+
+@pytest.mark.parametrize(("there", "seconds"), [(False, 15.0), (True, 0.0)])
+def test_a_mirror_that_is_not_there_is_left_out_for_all(desk, registry, sample, kit, there, seconds):
+    with FakeRegistry() as mirror:
+        mirror.on("*", "", status(502))
+        if not there:
+            mirror.close()
+        desk.names.add("reg.test", "93.184.216.34", registry.port)
+        for name in ("reg.test", "other.test"):
+            desk.hosts_toml(name, f'server = "http://reg.test:{registry.port}"\n[host."{mirror.url}"]\n')
+        assert desk.manifest(NAME).data == sample.manifest
+        told = desk.client.survey(kit.reference("other.test/team/app:v1"), (ANONYMOUS,), Cancel())
+        assert told[0].left_out_seconds == pytest.approx(seconds)
