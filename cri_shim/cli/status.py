@@ -63,7 +63,8 @@ def render(answer: Mapping[str, Any]) -> str:
 
 
 def _published(name: str, told: Mapping[str, Any]) -> str:
-    return f"given to {name}: {told['state']}{_why(told)}"
+    unlinked = f"; files: {told.get('files') or 'nowhere'} ({told['why']})" if told.get("why") else ""
+    return f"given to {name}: {told['state']}{_why(told)}{unlinked if told.get('files') != 'link' else ''}"
 
 
 def _why(told: Mapping[str, Any]) -> str:

@@ -156,7 +156,7 @@ class ContainersStorage:
             "images": len(self._records.images),
             "layers": len(self._records.layers),
             "held by runtimes": len(self._records.lingering),
-            "last failure": self._failure,
+            "failure": self._failure,
         }
 
     def _is_shown(self, image: Image) -> bool:

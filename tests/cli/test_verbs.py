@@ -170,5 +170,19 @@ def test_status_of_a_daemon_that_is_unwell(config, tmp_path, capsys, answer):
     assert f"the daemon on {tmp_path}/admin.sock answers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({"state": "on", "failure": "no space"}, "on (no space)"),
+        ({"state": "connected", "failure": "", "files": "link", "why": ""}, "connected"),
+        ({"state": "connected", "files": "copy", "why": "another mount"}, "connected; files: copy (another mount)"),
+        ({"state": "connected", "files": "", "why": "no root"}, "connected; files: nowhere (no root)"),
+        ({"state": "waiting", "files": "", "why": ""}, "waiting"),
+    ],
+)
+def test_render_of_what_is_given_to_runtimes(told, shown):
+    assert status.render({"a": 1, "published": {"r": told}}) == f"a  1\ngiven to r: {shown}"
+
+
 def test_render_without_pulls():
     assert status.render({"a": 1, "longer": "x"}) == "a       1\nlonger  x"
