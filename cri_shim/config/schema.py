@@ -68,7 +68,7 @@ def _key(default: Any, meaning: str) -> Any:
 class LimitsConfig:
     """The section `[limits]`: what a layer, or a document about it, may cost at most."""
 
-    unpacked_bytes: Count = _key(64 << 30, "The uncompressed tar of a layer, and the files in it together.")
+    unpacked_bytes: Count = _key(64 << 30, "A layer's blob, its uncompressed tar, and the files in it together: each.")
     entries: Count = _key(5_000_000, "Entries of a layer.")
     directories: Count = _key(500_000, "Directories of a layer.")
     remembered_bytes: Count = _key(64 << 20, "The paths of all directories of a layer.")
