@@ -377,7 +377,7 @@ class Puller:
             annotations=fitting(chosen.manifest.annotations),
             created=chosen.config.created[:LONGEST_CREATED],
             pulled_at_ns=time.time_ns(),
-            pulled_from=found.host,
+            pulled_from=f"{self._settings.origin} {found.host}".strip(),
         )
         deliveries = tuple(Delivery(source.registry, source.repository, doc.digest) for doc in chosen.documents)
         by_digest = str(replace(reference, tag=None, digest=found.target))

@@ -3,13 +3,14 @@
 Everything that the index knows about images stands a second time on the disk: each layer has a seal, each image a
 record with its names beside its config. From these an index is made under another name and put in the place of the old
 one, which is kept as `index.db.damaged`. A name that two records claim belongs to the image that was pulled last. What
-credentials opened is not known any more; what was delivered for whom is, as every name of an image stands for a
-repository that gave its manifest and its layers to a pull.
+credentials opened is not known any more; what was delivered for whom is, as every name of an image that was pulled
+stands for a repository that gave its manifest and its layers to a pull. Not so one that was imported last.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cri_shim.store.layout import Layout
     from cri_shim.store.seal import Seal
 
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")  # as `pulled_from` names a registry
 _BESIDE: Final = ("-wal", "-shm")
 
 
@@ -157,7 +159,10 @@ def _wanting(layout: Layout, image: Image, seals: dict[str, Seal]) -> str | None
 
 
 def _deliveries(images: Iterable[Image]) -> Iterator[Delivery]:
+    """Yield who delivered the blobs of *images*; an import, which is from no host, delivered for nobody."""
     for image in images:
+        if not _HOST.fullmatch(image.pulled_from):
+            continue
         for registry, repository in {_repository(name) for name in image.names}:
             for blob in {*(doc.digest for doc in image.documents), *(layer.blob for layer in image.layers)}:
                 yield Delivery(registry, repository, blob)

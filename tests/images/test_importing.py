@@ -61,7 +61,7 @@ async def test_an_oci_layout(tmp_path, images, lay, form):
     assert (found.tags, found.digests) == ((NAME,), (f"reg.io/team/app@{made.digest}",))
     top = tmp_path / "root/overlay" / found.layers[1].name / "diff/etc/hosts"
     assert top.read_bytes() == b"127.0.0.1 localhost\n"
-    assert found.pulled_from == "the archive"
+    assert found.pulled_from == "(import) the archive"
 
 
 async def test_an_index_in_a_layout_leads_to_this_platform(images, lay):

@@ -17,6 +17,7 @@ from cri_shim.store.index import Index
 from cri_shim.store.layout import Layout
 from cri_shim.store.repair import look, repair
 from rootfs.failpoints import arm
+from tests.fakes.archives import as_directory, layout
 from tests.fakes.registry import FakeRegistry
 from tests.images.test_pull import config_for, sample
 
@@ -123,6 +124,18 @@ async def test_it_is_made_anew_and_nothing_is_lost(tmp_path: Path, registry: Fak
         for name in (f"{registry.host}/app:1", f"{registry.host}/team/other:v1"):
             await images.pull(name, None)
     assert [seen.method for seen in registry.requests()] == ["HEAD", "HEAD"]
+
+
+@pytest.mark.parametrize("where", ["app.tar", "/tmp/app.tar", "a content store"])
+async def test_an_import_is_no_delivery_afterwards_either(tmp_path: Path, registry: FakeRegistry, where: str) -> None:
+    lay = as_directory(layout(sample(b"imported")), tmp_path / "layout")
+    async with running_images(config_for(tmp_path, registry)) as images:
+        await images.take(str(lay), where=where, name=f"{registry.host}/team/other:v2", tag="")
+        await images.pull(f"{registry.host}/app:1", None)
+    repair(damage("gone", tmp_path))
+    async with running_images(config_for(tmp_path, registry)) as images:
+        assert len(images._store.catalog.images) == 2
+        assert {one.repository for one in images._store.catalog.provenance.deliveries} == {"app"}
 
 
 @pytest.mark.parametrize("point", ["repair.keep", "repair.replace", "index.commit.fill", "index.commit.migrate"])
