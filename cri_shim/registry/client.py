@@ -320,7 +320,9 @@ class Client:
             if not self._terms.foreign_layers:
                 raise foreign.switched_off(missing, descriptor) from None
             host = self._download_foreign(descriptor, sink, cancel, tally, avoid)
-        return Delivered(host, sum(tally.values()), tuple(tally) or (host,))
+        # An empty blob has a sender too; where everything was here, nobody sent anything.
+        senders = tuple(tally) if descriptor.size_bytes else (host,)
+        return Delivered(host, sum(tally.values()), senders)
 
     def _download_foreign(
         self, descriptor: Descriptor, sink: Sink, cancel: Cancel, tally: dict[str, int], avoid: frozenset[str]
