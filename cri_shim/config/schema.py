@@ -47,7 +47,6 @@ Group = Annotated[int, Meta(ge=-1, le=0xFFFFFFFE, description="the number of a g
 Word = Annotated[str, Meta(min_length=1, max_length=512, description="a text of 1 to 512 characters")]
 OptionalName = Annotated[str, Meta(max_length=512, description="a text of at most 512 characters")]
 NameBytes = Annotated[int, Meta(ge=1, le=4095, description="a whole number from 1 to 4095")]
-DocumentBytes = Annotated[int, Meta(ge=1, le=16 << 20, description="a whole number from 1 to 16777216")]
 Layers = Annotated[int, Meta(ge=1, le=500, description="a whole number from 1 to 500")]
 
 Runtime = Literal["none", "containerd", "cri-o"]
@@ -80,7 +79,6 @@ class LimitsConfig:
     records: Count = _key(65_536, "Records in one extended header.")
     depth: Count = _key(512, "Directories above an entry.")
     path_bytes: NameBytes = _key(4095, "A name in a layer.")
-    manifest_bytes: DocumentBytes = _key(4 << 20, "A manifest, an index or a config.")
     layers: Layers = _key(127, "Layers of an image.")
 
 

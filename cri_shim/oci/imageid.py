@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-SHORTEST_PREFIX: Final = 3
-"""The fewest hex digits that may stand for an id, as CRI-O has it."""
-
+# Three hex digits are the fewest that may stand for an id, as CRI-O has it.
 _ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{3,64})")
 
 

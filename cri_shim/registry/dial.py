@@ -28,7 +28,6 @@ TICK_SECONDS = 0.1  # how late a lookup notices a cancel
 
 Address = tuple[socket.AddressFamily, str, int]
 Lookup = "Callable[[str, int], Sequence[Address]]"
-Connect = "Callable[[Address, float], socket.socket]"
 
 
 def lookup(host: str, port: int) -> Sequence[Address]:
