@@ -58,7 +58,7 @@ Authorise = Callable[["Reference", "Credential | None"], "tuple[Credential, ...]
 _CONFIG_LIMIT_BYTES = 4 << 20
 _READ_AT_ONCE_BYTES = 64 << 10  # a larger document may take most of a second, in which nothing else would be served
 _NAMELESS_TRIED = 8
-_ROUNDS = 3
+_ROUNDS = 5
 _PAUSE_SECONDS = 0.003  # between two lookups of the same credentials: a pull that comes meanwhile waits for the next
 _log = logging.getLogger(__name__)
 

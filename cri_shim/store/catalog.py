@@ -140,8 +140,8 @@ class Catalog:
             self._listed = tuple(self._ordered)
         return self._listed
 
-    def put(self, image: Image, names: Iterable[str], deliveries: Iterable[Delivery] = ()) -> None:
-        """Record *image* under *names* too; another image that had one of them loses it."""
+    def put(self, image: Image, names: Iterable[str], deliveries: Iterable[Delivery] = ()) -> Image:
+        """Record *image* under *names* too, and return it with all it has; another image that had one loses it."""
         self.put_deliveries(deliveries)
         held = self.images.get(image.id)
         mine = {*names, *(held.names if held else ())}
@@ -150,9 +150,11 @@ class Catalog:
                 self._take(name)
                 self.names[name] = image.id
         tags, digests = sorted_names(mine)
-        self._refer(replace(image, tags=tags, digests=digests))
+        recorded = replace(image, tags=tags, digests=digests)
+        self._refer(recorded)
         if held is not None:
             self._release(held, image.manifest)
+        return recorded
 
     def put_layer(self, layer: Layer, proof: Proof | None, delivery: Delivery | None) -> None:
         """Record a layer, with what its arrival has proved."""

@@ -214,7 +214,9 @@ class Store:
     async def put_image(
         self, image: Image, names: tuple[str, ...], deliveries: tuple[Delivery, ...], lease: Lease
     ) -> Image:
-        """Record *image*: from the return on it exists, under *names* and those it had.
+        """Record *image*: it exists from now on, under *names* and those it had; return it as it was recorded.
+
+        It may be removed again before the caller goes on.
 
         Raises:
             NoSpace, StoreDamaged: a document, the record or the row could not be written; there is no image.
@@ -225,14 +227,14 @@ class Store:
         write = self.disk(lambda: self.blobs.put_record(image.id, record))
         lease.writing.append(asyncio.create_task(write, name=f"record {image.id}"))
         await asyncio.shield(asyncio.gather(*lease.writing))  # who leaves must not cut the writers short
-        await self._change(
+        recorded = await self._change(
             lambda: self._index.put_image(image, names, deliveries),
             lambda: self.catalog.put(image, names, deliveries),
         )
         failpoint("image.recorded")
         self.damaged.discard(image.id)
         await self._drop_documents(document.digest for document in (before.documents if before else ()))
-        return self.catalog.images[image.id]
+        return recorded
 
     async def forget_image(self, image: Digest) -> None:
         """Forget *image* with all its names; its room is freed in the background."""
@@ -401,12 +403,12 @@ class Store:
                 _log.warning("%s stays in the trash: %s", stuck.name, stuck.reason)
         self._trash_usage = Usage(0, 0)
 
-    async def _change(self, commit: Callable[[], None], mirror: Callable[[], None]) -> None:
-        async def both() -> None:
+    async def _change(self, commit: Callable[[], None], mirror: Callable[[], T]) -> T:
+        async def both() -> T:
             await self._in_index(commit)
-            mirror()
+            return mirror()
 
-        await undisturbed(both())
+        return await undisturbed(both())
 
     async def _in_index(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads.index, work)

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cri_shim.errors import ConfigError, StoreDamaged
 from cri_shim.executor import DaemonExecutor
 from cri_shim.store import store as store_module
+from cri_shim.store.catalog import Catalog
 from cri_shim.store.image import Document, Image, ImageLayer, Usage
 from cri_shim.store.layout import Layout
 from cri_shim.store.seal import Seal, encode_seal
@@ -138,6 +140,28 @@ async def test_a_document_put_while_it_is_removed_is_there_afterwards(tmp_path: 
             await asyncio.gather(store.forget_image(CONFIG), record(store, "a"))
             assert store.blobs.get(CONFIG) == DATA
             assert CONFIG in store.catalog.images
+
+
+async def test_an_image_removed_while_it_is_recorded_was_recorded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its removal gets in between the row and what is done after it: who pulls comes first, and then who removes."""
+    leave_layer(tmp_path, "a")
+    async with opened(tmp_path) as store:
+        await record(store, "a")
+        put_plainly = Catalog.put
+
+        def put(catalog: Catalog, *given: Any) -> Image:
+            recorded = put_plainly(catalog, *given)
+            catalog.drop(CONFIG)  # as soon as the row is there, before anybody can wake
+            return recorded
+
+        monkeypatch.setattr(Catalog, "put", put)
+        async with store.lease() as lease:
+            store.keep_document(CONFIG, DATA, lease)
+            found = await store.put_image(image_on("a"), ("r/b:1",), (), lease)
+        assert found.tags == ("r/a:1", "r/b:1")
+        assert not store.catalog.images
 
 
 async def test_a_document_without_an_image_goes_with_its_lease(tmp_path: Path) -> None:
