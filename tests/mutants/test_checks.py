@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.checks import MUTANTS
+from tests.mutants.run import write
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -17,6 +18,17 @@ def test_an_entry_fits(mutant):
     for word in mutant.tests[: mutant.tests.index("-k") if "-k" in mutant.tests else None]:
         path, _, function = word.partition("::")
         assert f"def {function}" in (ROOT / path).read_text()
+
+
+def test_no_two_texts_of_a_file_have_the_same_time(tmp_path):
+    """Python takes byte code that is kept for the source's when the second and the size agree."""
+    file = tmp_path / "module.py"
+    seen = set()
+    for text in ("a = 1", "a = 2", "a = 1"):
+        write(file, text)
+        assert file.read_text() == text
+        seen.add(int(file.stat().st_mtime))
+    assert len(seen) == 3
 
 
 def test_there_are_enough():
