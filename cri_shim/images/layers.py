@@ -263,7 +263,7 @@ class Layers:
                 _check(applied, errand.layer)
             except (LayerRejected, ContentMismatch, LimitExceeded) as error:
                 await self._store.discard(staging)
-                to_come_bytes = errand.descriptor.size_bytes - ingest.position_bytes
+                to_come_bytes = errand.descriptor.size_bytes - ingest.present_bytes
                 if to_come_bytes > WEIGHED_BYTES and ingest.generation == generation:
                     raise WrongBytes(str(error), ingest.hosts, error) from error
                 delivered = await download

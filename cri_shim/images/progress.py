@@ -42,7 +42,7 @@ class Transfer:
         """How much of the blob is here."""
         if self.fetch_end:
             return self.size_bytes
-        return self.ingest.position_bytes if self.ingest is not None else 0
+        return self.ingest.present_bytes if self.ingest is not None else 0
 
     @property
     def phase(self) -> str:

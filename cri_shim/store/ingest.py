@@ -1,13 +1,14 @@
 """A blob while it arrives: the file is the buffer between the download and the unpacker.
 
-The download thread appends; unpackers follow the same file through a descriptor of their own and learn through a pipe
-how far they may read. Bytes below the watermark are contiguous and never change. When a download has to begin again,
-those who follow are told to give up and start over: they may have read bytes that are void now.
+Several connections may fill it, each its own part; what is here is never written again. Unpackers follow the same file
+through a descriptor of their own and learn through a pipe how far they may read. Bytes below the watermark are
+contiguous and never change. When a download has to begin again, those who follow are told to give up and start over:
+they may have read bytes that are void now.
 
-What has arrived is brought to the disk and recorded in the map beside it, step by step, by another thread than the
-one that downloads; that one waits when it is AHEAD_BYTES ahead. So an interruption of any kind costs a chunk at most,
-and the next ingest of the blob goes on from there. An ingest is never trusted: whoever unpacks it takes the digest of
-every byte, those of an earlier ingest included.
+What has arrived is brought to the disk and recorded in the map beside it, step by step, by another thread than those
+that download; these wait when they are AHEAD_BYTES ahead, all together. So an interruption of any kind costs a chunk at
+most, and the next ingest of the blob goes on from there, holes and all. An ingest is never trusted: whoever unpacks it
+takes the digest of every byte, those of an earlier ingest included.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import Cancelled, NoSpace, StoreDamaged
 from cri_shim.store.durable import from_os_error, sync_directory
-from cri_shim.store.rangemap import LONGEST_VALIDATOR, MapFile, RangeMap, path_of_map
+from cri_shim.store.rangemap import LONGEST_VALIDATOR, MapFile, Range, RangeMap, path_of_map
 from rootfs.failpoints import failpoint
 from rootfs.watermarks import WatermarkWriter
 
@@ -62,10 +63,10 @@ class Arrival:
 
 
 class Ingest:
-    """One growing file. Appending is for one thread; everything else may be called from any thread.
+    """One growing file. Everything may be called from any thread; no two may put the same bytes at once.
 
-    *generation* changes when what was written has become void; *resumed_bytes* is what an earlier ingest has left,
-    *hosts* are those who sent what is here, in order.
+    *generation* changes when what was written has become void; *position_bytes* is how far it is there without a hole,
+    *resumed_bytes* what an earlier ingest has left, *hosts* are those who sent what is here, in order.
     """
 
     def __init__(self, path: Path, arrival: Arrival) -> None:
@@ -82,18 +83,20 @@ class Ingest:
         self._users = 0
         self._changed = threading.Condition()
         self._followers: list[tuple[int, WatermarkWriter]] = []
+        self._recorder = threading.Lock()
         self._recording: Future[None] | None = None
         with self._translated():
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 self._map_file = MapFile(path_of_map(os.fspath(path)))
-                self._known = self._resumed()
+                self._written = self._resumed()
             except BaseException:
                 os.close(self._fd)
                 raise
-        self._vouched = (self._known.host, self._known.validator)
+        self._vouched = (self._written.host, self._written.validator)
         self.hosts: tuple[str, ...] = ()
-        self.position_bytes = self.resumed_bytes = self._recorded_bytes = self._known.prefix_bytes
+        self.position_bytes = self._written.prefix_bytes
+        self.resumed_bytes = self._recorded_bytes = self._written.present_bytes
         failpoint("ingest.made")
         if self.position_bytes:
             arrival.arriving()
@@ -105,12 +108,21 @@ class Ingest:
             os.ftruncate(self._fd, 0)
             return fresh
         same = (known.size_bytes, known.origin) == (fresh.size_bytes, fresh.origin)
-        there = known.prefix_bytes if same and os.fstat(self._fd).st_size >= known.prefix_bytes else 0
-        kept = replace(known, ranges=((0, there),)) if there else fresh
+        whole = known.within(os.fstat(self._fd).st_size)
+        kept = whole if same and whole.ranges else fresh
         if kept != known:
             self._map_file.write(kept, sync=self._arrival.sync)
-        os.ftruncate(self._fd, there)
+        os.ftruncate(self._fd, kept.ranges[-1][1] if kept.ranges else 0)
         return kept
+
+    @property
+    def present_bytes(self) -> int:
+        """How much is here, with holes or without."""
+        return self._written.present_bytes
+
+    def missing(self, first: int, end: int) -> tuple[Range, ...]:
+        """Return what is not here yet of the bytes from *first* to before *end*, in order."""
+        return self._written.missing(first, end)
 
     def validator_of(self, host: str) -> str:
         """Return what *host* said of the bytes that are here (ETag or Last-Modified), "" when it sent none of them."""
@@ -123,42 +135,61 @@ class Ingest:
         self.hosts = (*(one for one in self.hosts if one != host), host)
 
     def append(self, data: bytes | memoryview) -> None:
-        """Write *data* behind what is there and let the followers have it.
+        """Write *data* behind what is there, where nothing lies behind a hole; otherwise as `put`."""
+        self.put(self.position_bytes, data)
+
+    def put(self, offset_bytes: int, data: bytes | memoryview) -> int:
+        """Write what is not here yet of *data*, which belongs at *offset_bytes*; return how many bytes that was.
+
+        The followers have it as soon as nothing before it is missing.
 
         Raises:
             NoSpace, StoreDamaged: the disk has no room, or fails; or what came before could not be brought to it.
             Cancelled: the ingest was closed meanwhile.
         """
-        view = memoryview(data)
+        view, new = memoryview(data), 0
+        for first, end in self.missing(offset_bytes, offset_bytes + len(view)):
+            self._write(first, view[first - offset_bytes : end - offset_bytes])
+            new += end - first
+        self._record_soon()
+        return new
+
+    def _write(self, offset_bytes: int, view: memoryview) -> None:
         while view:
             with self._using() as fd, self._translated():
-                written = os.pwrite(fd, view, self.position_bytes)
-            with self._changed:
-                self._check_open()
-                first = self.position_bytes == 0
-                self.position_bytes += written
+                written = os.pwrite(fd, view, offset_bytes)
+            self._note(offset_bytes, offset_bytes + written)
+            offset_bytes += written
+            view = view[written:]
+
+    def _note(self, first: int, end: int) -> None:
+        with self._changed:
+            self._check_open()
+            before = self.position_bytes
+            self._written = self._written.adding(first, end)
+            self.position_bytes = self._written.prefix_bytes
+            if self.position_bytes > before:
                 for _, follower in self._followers:
                     follower.advance(self.position_bytes)
-            if first:
-                self._arrival.arriving()
-            view = view[written:]
-        self._record_soon()
+        if self.position_bytes > before == 0:
+            self._arrival.arriving()
 
     def restart(self) -> None:
-        """Begin again at 0: what was written is void.
+        """Begin again at 0: what was written is void. Nobody may put anything meanwhile.
 
         Raises:
             NoSpace, StoreDamaged: the disk fails.
             Cancelled: the ingest was closed meanwhile.
         """
         with self._using(), self._translated():
-            if self.position_bytes == 0:
+            if not self._written.ranges:
                 return
             self._await_record()
-            self._known, self._vouched, self.hosts = replace(self._known, ranges=()), ("", ""), ()
+            nothing = replace(self._written, ranges=())
             if self._map_file.exists:
-                self._map_file.write(self._known, sync=self._arrival.sync)
+                self._map_file.write(nothing, sync=self._arrival.sync)
             with self._changed:
+                self._written, self._vouched, self.hosts = nothing, ("", ""), ()
                 self.position_bytes = self._recorded_bytes = 0
                 self.generation += 1
                 self._abandon_followers()
@@ -212,7 +243,7 @@ class Ingest:
             self._abandon_followers()
             self._changed.wait_for(lambda: self._users == 0)
         try:
-            kept = self._kept() if keep and self.position_bytes >= KEPT_BYTES else 0
+            kept = self._kept() if keep and self.present_bytes >= KEPT_BYTES else 0
         finally:
             os.close(self._fd)
             self._map_file.close()
@@ -236,14 +267,17 @@ class Ingest:
 
     def _record_soon(self) -> None:
         """Have what has arrived brought to the disk, and wait for that when too much has."""
-        ahead = self.position_bytes - self._recorded_bytes
+        ahead = self.present_bytes - self._recorded_bytes
         if ahead < STEP_BYTES:
             return
-        if self._recording is None or self._recording.done():
-            self._await_record()
-            self._recording = self._begin_record()
-        elif ahead >= AHEAD_BYTES:
-            self._await_record()
+        with self._recorder:
+            recording = self._recording
+            if recording is None or recording.done():
+                self._await_record()
+                self._recording = self._begin_record()
+                return
+        if ahead >= AHEAD_BYTES:
+            recording.result()
 
     def _begin_record(self) -> Future[None] | None:
         if self._arrival.threads is not None:
@@ -257,8 +291,9 @@ class Ingest:
         Raises:
             NoSpace, StoreDamaged: it could not be; it is not tried again and called good.
         """
-        if self._recording is not None:
-            self._recording.result()
+        recording = self._recording
+        if recording is not None:
+            recording.result()  # what failed stays, and is raised to everybody
             self._recording = None
 
     def _record_if_open(self) -> None:
@@ -269,15 +304,14 @@ class Ingest:
         if self._broken:
             return
         self._broken = True  # unless all of this succeeds: the kernel tells of a lost page once
-        position_bytes, (host, validator), named = self.position_bytes, self._vouched, self._map_file.exists
+        known, (host, validator), named = self._written, self._vouched, self._map_file.exists
         if self._arrival.sync:
             failpoint("ingest.data.sync")
             os.fdatasync(self._fd)
-        self._known = replace(self._known.adding(0, position_bytes), host=host, validator=validator)
-        self._map_file.write(self._known, sync=self._arrival.sync)
+        self._map_file.write(replace(known, host=host, validator=validator), sync=self._arrival.sync)
         if self._arrival.sync and not named:
             sync_directory(self.path.parent)
-        self._recorded_bytes = position_bytes
+        self._recorded_bytes = known.present_bytes
         self._broken = False
 
     # Open and closed

@@ -187,6 +187,6 @@ def _left(path: Path) -> _Waiting | None:
     finally:
         file.close()
     status = path.stat()
-    if known is None or not 0 < known.prefix_bytes <= status.st_size:
+    if known is None or not known.within(status.st_size).ranges:
         return None
     return _Waiting(status.st_size, min(status.st_mtime, time.time()))

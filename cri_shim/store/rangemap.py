@@ -51,6 +51,24 @@ class RangeMap:
         """How many bytes are there from the first one on without a hole."""
         return self.ranges[0][1] if self.ranges and self.ranges[0][0] == 0 else 0
 
+    @property
+    def present_bytes(self) -> int:
+        """How many bytes are there, wherever they lie."""
+        return sum(end - first for first, end in self.ranges)
+
+    def missing(self, first: int, end: int) -> tuple[Range, ...]:
+        """Return what is not there of the bytes from *first* to before *end*, in order."""
+        holes: list[Range] = []
+        for begins, ends in self.ranges:
+            if first < min(begins, end):
+                holes.append((first, min(begins, end)))
+            first = max(first, ends)
+        return (*holes, (first, end)) if first < end else tuple(holes)
+
+    def within(self, length_bytes: int) -> RangeMap:
+        """Return the map without the ranges that end behind a file of *length_bytes*: it was cut, so they are void."""
+        return replace(self, ranges=tuple(one for one in self.ranges if one[1] <= length_bytes))
+
     def adding(self, first: int, end: int) -> RangeMap:
         """Return the map with the bytes from *first* to before *end* as well; of too many ranges the last go."""
         if not 0 <= first < end <= self.size_bytes:

@@ -201,3 +201,94 @@ def test_a_follower_comes_while_a_write_hangs(tmp_path: Path, monkeypatch: pytes
     os.close(blob)
     os.close(marks)
     ingest.close()
+
+
+# Several connections fill it
+
+
+def test_the_watermark_is_where_the_first_hole_begins(tmp_path: Path) -> None:
+    told: list[int] = []
+    ingest = Ingest(tmp_path / "blob", Arrival(12, arriving=lambda: told.append(1)))
+    blob, marks, _ = ingest.follow()
+    assert ingest.put(8, b"IJKL") == 4
+    assert (ingest.put(4, b"EF"), records(marks), told) == (2, [], [])
+    assert ingest.put(0, b"ABC") == 3
+    assert (records(marks), told) == ([(1, 3)], [1])
+    assert ingest.missing(0, 12) == ((3, 4), (6, 8))
+    assert (ingest.position_bytes, ingest.present_bytes) == (3, 9)
+    assert ingest.put(3, b"D") == 1
+    assert records(marks) == [(1, 6)]
+    assert ingest.put(6, b"GH") == 2
+    assert records(marks) == [(1, 12)]
+    assert os.pread(blob, 20, 0) == b"ABCDEFGHIJKL"
+    os.close(blob)
+    os.close(marks)
+    ingest.close()
+
+
+def test_what_is_here_is_not_written_again(tmp_path: Path) -> None:
+    ingest = Ingest(tmp_path / "blob", Arrival(10))
+    ingest.put(0, b"abc")
+    ingest.put(5, b"fg")
+    assert ingest.put(0, b"0123456789") == 5
+    assert ingest.read_at(0, 10) == b"abc34fg789"
+    assert ingest.put(0, b"0123456789") == 0
+    ingest.close()
+
+
+def test_holes_are_kept_and_filled_by_the_next_one(tmp_path: Path) -> None:
+    ingest = ingest_of(tmp_path, size=8 * MIB)
+    for mebibyte in (1, 2, 6):
+        ingest.put(mebibyte * MIB, bytes([mebibyte]) * MIB)
+    assert ingest.close(keep=True) == 3 * MIB
+    again = ingest_of(tmp_path, size=8 * MIB)
+    assert (again.position_bytes, again.resumed_bytes) == (0, 3 * MIB)
+    assert again.missing(0, 8 * MIB) == ((0, MIB), (3 * MIB, 6 * MIB), (7 * MIB, 8 * MIB))
+    again.put(0, b"".join(bytes([one + 10]) * MIB for one in range(8)))
+    assert [again.read_at(one * MIB, 1)[0] for one in range(8)] == [10, 1, 2, 13, 14, 15, 6, 17]
+    again.close()
+
+
+def test_of_a_file_that_was_cut_the_rest_counts(tmp_path: Path) -> None:
+    ingest = ingest_of(tmp_path)
+    ingest.put(0, bytes(2 * MIB))
+    ingest.put(4 * MIB, bytes(2 * MIB))
+    ingest.close(keep=True)
+    os.truncate(tmp_path / "blob", 5 * MIB)
+    again = ingest_of(tmp_path)
+    assert (again.resumed_bytes, (tmp_path / "blob").stat().st_size) == (2 * MIB, 2 * MIB)
+    again.close()
+
+
+def test_a_restart_voids_the_parts_behind_a_hole_too(tmp_path: Path) -> None:
+    ingest = ingest_of(tmp_path)
+    ingest.put(4 * MIB, bytes(8 * MIB))
+    ingest.restart()
+    assert (ingest.present_bytes, ingest.generation, ingest.missing(0, 9)) == (0, 1, ((0, 9),))
+    assert MapFile(path_of_map(str(tmp_path / "blob"))).read().ranges == ()
+    ingest.close()
+
+
+@pytest.mark.parametrize("threads", [None, DaemonExecutor("ingest", 1)])
+def test_many_fill_it_at_once(tmp_path: Path, threads) -> None:
+    """None is further ahead of the record than all together may be, and the piece that it has in hand."""
+    ingest, writers, parts = ingest_of(tmp_path, size=48 * MIB, threads=threads), 6, 8
+    data = [bytes([one]) * MIB for one in range(48)]
+    ahead: list[int] = []
+
+    def write(writer: int) -> None:
+        for part in range(writer * parts, (writer + 1) * parts):
+            ingest.put(part * MIB, data[part])
+            present = ingest.present_bytes
+            known = MapFile(path_of_map(str(tmp_path / "blob"))).read()
+            ahead.append(present - (known.present_bytes if known else 0))
+
+    running = [threading.Thread(target=write, args=(one,)) for one in range(writers)]
+    for one in running:
+        one.start()
+    for one in running:
+        one.join(60)
+    assert (ingest.position_bytes, ingest.missing(0, 48 * MIB)) == (48 * MIB, ())
+    assert (tmp_path / "blob").read_bytes() == b"".join(data)
+    assert max(ahead) <= AHEAD_BYTES + 2 * writers * MIB
+    ingest.close()

@@ -130,3 +130,14 @@ async def test_a_repository_does_not_touch_what_another_has_left(tmp_path: Path)
     await again.forget(DISK, [digest(1)])
     assert again.usage == HERE
     assert {path.name for path in tmp_path.iterdir()} == {name(2), f"{name(2)}.map"}
+
+
+async def test_what_begins_with_a_hole_waits_too(tmp_path: Path) -> None:
+    kept = partials(tmp_path)
+    ingest = await kept.open(DISK, digest(1), Arrival(100 * MIB, "r/app"))
+    ingest.put(MIB, bytes(2 * MIB))
+    await kept.close(DISK, ingest, keep=True)
+    again = partials(tmp_path)
+    ingest = await again.open(DISK, digest(1), Arrival(100 * MIB, "r/app"))
+    assert (ingest.resumed_bytes, ingest.position_bytes) == (2 * MIB, 0)
+    await again.close(DISK, ingest, keep=False)

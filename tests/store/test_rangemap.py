@@ -23,6 +23,18 @@ def test_ranges_are_what_was_added_and_in_order(added):
     assert {byte for first, end in known.ranges for byte in range(first, end)} == there
     assert all(end < after for (_, end), (after, _) in zip(known.ranges, known.ranges[1:], strict=False))
     assert known.prefix_bytes == next(byte for byte in range(82) if byte not in there)
+    assert known.present_bytes == len(there)
+    for first, end in ((0, 80), (7, 33), (40, 40), (50, 40)):
+        holes = known.missing(first, end)
+        assert {byte for one in holes for byte in range(*one)} == set(range(first, end)) - there
+        assert all(one[0] < one[1] for one in holes)
+        assert all(one[1] < after[0] for one, after in zip(holes, holes[1:], strict=False))
+
+
+@pytest.mark.parametrize(("length", "left"), [(30, 2), (29, 1), (10, 1), (9, 0), (0, 0)])
+def test_a_range_that_ends_behind_the_file_is_void(length, left):
+    known = EMPTY.adding(0, 10).adding(20, 30)
+    assert known.within(length).ranges == known.ranges[:left]
 
 
 @pytest.mark.parametrize("wrong", [(-1, 5), (5, 5), (7, 3), (0, 1001)])
