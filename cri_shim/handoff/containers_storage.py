@@ -5,7 +5,10 @@ when a container starts. All changes go through one queue: entries of the chain 
 once for all that wait; what is not named any more is taken away last.
 
     publish   overlay/<id>/{link,lower,diff}, overlay-images/<image>/… → layers.json → images.json
-    retract   names → (a runtime still names it: the record stays, nameless) → images.json → layers.json → entries
+    retract   names (a runtime names it: a nameless record stays) → images.json → layers.json → a second look → entries
+
+A runtime may begin a container in the very moment in which its image is taken away. So the files of what has no record
+any more stay until it was looked at once more; if a runtime has begun to name it, the record comes back, nameless.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -61,10 +65,11 @@ class Settings:
 
 @dataclass(eq=False, slots=True)
 class _Change:
-    """Something to be done to the records, after *prepare*."""
+    """Something to be done to the records, after *prepare*; with *sweep* what no runtime names goes as well."""
 
     apply: Callable[[Records], Records]
     prepare: Callable[[], Awaitable[None]]
+    sweep: bool
     done: asyncio.Future[None]
 
 
@@ -88,17 +93,16 @@ class ContainersStorage:
         self._files: tuple[LockedFile, LockedFile] | None = None
         self._renew: Callable[[], None] = lambda: None
         self._failure = ""
-        self._dropped: dict[str, str] = {}
+        self._owed = ""
+        self._dropped = Records()
+        self._flattening: Counter[str] = Counter()
 
     async def start(self, renew: Callable[[], None]) -> None:
         """Read what was published last time, and take away the names of images that are not here any more."""
         self._renew = renew
         self._files, self._records = await self._in_thread(self._open)
         await self._flat.start(self._records.sources.values())
-        try:
-            await self._put_right()
-        except (ShimError, RootfsError) as error:
-            self._told(f"what was published before could not be put right: {error}")
+        await self._put_right()
         self._sweeping = asyncio.create_task(self._sweep_often(), name="sweep records of containers-storage")
 
     async def stop(self) -> None:
@@ -128,8 +132,7 @@ class ContainersStorage:
     async def retract(self, image: Image) -> None:
         """Take *image* away, or only its names while a runtime's records name it."""
         self._shown.pop(image.id.hex, None)
-        await self._change(lambda records: records.retracted((image.id.hex,)))
-        await self._sweep()
+        await self._change(lambda records: records.retracted((image.id.hex,)), sweep=True)
 
     async def verify(self, image: Image) -> bool:
         """Tell whether *image* is published as it is now, and publish it if not."""
@@ -147,7 +150,7 @@ class ContainersStorage:
     async def in_use(self, layers: frozenset[str]) -> frozenset[str]:
         """Return those of *layers* that something published stands on."""
         await self._sweep()
-        return layers & (frozenset(self._records.sources.values()) | await self._late())
+        return layers & frozenset((*self._records.sources.values(), *self._dropped.sources.values()))
 
     def status(self) -> Mapping[str, object]:
         """Return what is published."""
@@ -156,7 +159,8 @@ class ContainersStorage:
             "images": len(self._records.images),
             "layers": len(self._records.layers),
             "held by runtimes": len(self._records.lingering),
-            "failure": self._failure,
+            "failure": self._failure or self._owed,
+            "owed": self._owed,
         }
 
     def _is_shown(self, image: Image) -> bool:
@@ -169,53 +173,53 @@ class ContainersStorage:
 
     async def _publish(self, image: Image) -> None:
         flat = self._flat.name_for(image) if self._settings.flatten else ""
-        if flat:
-            await self._flat.make(image, flat)
-        plan = await self._store.disk(lambda: plan_of(image, self._store, flat))
+        self._flattening[flat] += 1
+        try:
+            if flat:
+                await self._flat.make(image, flat)
+            plan = await self._store.disk(lambda: plan_of(image, self._store, flat))
 
-        async def prepare() -> None:
-            await run_job(self._store.helper.chain(plan.entries, sync=self._settings.sync))
-            await self._in_thread(lambda: put_files(self._root, plan))
+            async def prepare() -> None:
+                await run_job(self._store.helper.chain(plan.entries, sync=self._settings.sync))
+                await self._in_thread(lambda: put_files(self._root, plan))
 
-        await self._change(lambda records: records.with_image(plan.image, plan.layers, plan.sources), prepare)
+            await self._change(lambda records: records.with_image(plan.image, plan.layers, plan.sources), prepare)
+        finally:
+            self._flattening[flat] -= 1
+            self._let_go((flat,))  # it is not published: that failed
         self._shown[plan.image.id] = (image.names, image.layer_names)
         self._failure = ""
 
+    def _let_go(self, flat: Iterable[str]) -> None:
+        """Let the layers *flat* go that are neither published nor about to be."""
+        self._flat.forget(name for name in flat if not self._flattening[name] and name not in self._records.layers)
+
     async def _put_right(self) -> None:
+        """Take away what an earlier life published of images that are not here; what fails is owed, and tried again."""
         present = set() if self._settings.withdraw else {digest.hex for digest in self._store.catalog.images}
         gone = self._records.images.keys() - present
-        await self._change(lambda records: records.retracted(gone))
-        await self._sweep()
-        strays = await self._in_thread(self._stray_entries)
-        if strays:
-            await run_job(self._store.helper.unchain(strays))
+        try:
+            await self._carry_out((lambda records: records.retracted(gone),), sweep=True)
+            strays = await self._in_thread(self._strays)
+            await self._take_away(*strays)
+        except (ShimError, RootfsError) as error:
+            self._owed = f"what was published before could not be put right, and is tried again: {error}"
+            _log.error("%s", self._owed)
+        else:
+            self._owed = ""
 
     # What stays because a runtime names it
 
     async def _sweep(self) -> None:
         """Take away the images that are not here any more, as far as no runtime's records name them."""
-        lingering = self._records.lingering
-        if not lingering:
-            return
-        references = await self._references()
-        if references is None:
-            return
-        idle = lingering - _named(self._records, references)
-        if idle:
-            await self._change(lambda records: records.without(idle & records.lingering))
+        if self._owed or self._records.lingering or self._is_dropping:
+            await self._change(_as_they_are, sweep=True)
+            if self._is_dropping:
+                await self._change(_as_they_are, sweep=True)
 
-    async def _late(self) -> frozenset[str]:
-        """Return the directories of layers that somebody began to use while their records were taken away.
-
-        A runtime may be making a container of an image in the very moment in which it is removed. What is below a layer
-        in use is in use as well, so all of them stay.
-        """
-        if not self._dropped:
-            return frozenset()
-        references = await self._references()
-        if references is not None and references.layers.isdisjoint(self._dropped):
-            self._dropped = {}
-        return frozenset(self._dropped.values())
+    @property
+    def _is_dropping(self) -> bool:
+        return bool(self._dropped.images or self._dropped.layers)
 
     async def _references(self) -> References | None:
         try:
@@ -226,7 +230,7 @@ class ContainersStorage:
 
     def _read_references(self) -> References:
         """Return what runtimes name in their records, and what is mounted by whom we do not know."""
-        sources = {**self._dropped, **self._records.sources}
+        sources = {**self._dropped.sources, **self._records.sources}
         named = read_references(self._settings.graph_roots)
         short, long = mounted(Path("/proc"))
         below = {
@@ -249,9 +253,13 @@ class ContainersStorage:
     # The queue
 
     async def _change(
-        self, apply: Callable[[Records], Records], prepare: Callable[[], Awaitable[None]] | None = None
+        self,
+        apply: Callable[[Records], Records],
+        prepare: Callable[[], Awaitable[None]] | None = None,
+        *,
+        sweep: bool = False,
     ) -> None:
-        change = _Change(apply, prepare or _nothing, asyncio.get_running_loop().create_future())
+        change = _Change(apply, prepare or _nothing, sweep, asyncio.get_running_loop().create_future())
         self._waiting.append(change)
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work(), name="publish to containers-storage")
@@ -260,37 +268,55 @@ class ContainersStorage:
     async def _work(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
+            if self._owed:  # now, while nobody is making entries that would look like strays
+                await self._put_right()
             failures = await asyncio.gather(*(change.prepare() for change in batch), return_exceptions=True)
             ready = [change for change, failure in zip(batch, failures, strict=True) if failure is None]
             try:
-                await self._carry_out(ready)
+                await self._carry_out(
+                    tuple(change.apply for change in ready), sweep=any(change.sweep for change in ready)
+                )
             except BaseException as error:
                 failures = [failure or error for failure in failures]
             for change, failure in zip(batch, failures, strict=True):
                 _settle(change.done, failure)
 
-    async def _carry_out(self, changes: Iterable[_Change]) -> None:
-        old = self._records
+    async def _carry_out(self, changes: Iterable[Callable[[Records], Records]], *, sweep: bool) -> None:
+        """Write the records anew; with *sweep* look at what is lingering, and at what was dropped last time."""
+        old, dropped = self._records, self._dropped
+        references = await self._references() if sweep else None
 
         def rewrite() -> Records:
-            new = old
-            for change in changes:
-                new = change.apply(new)
+            new = old if references is None else old.revived(dropped)
+            for apply in changes:
+                new = apply(new)
+            if references is not None:
+                new = new.without(new.lingering - _named(new, references))
             self._write(old, new)
             return new
 
         self._records = new = await self._in_thread(rewrite)
-        images, layers = old.images.keys() - new.images.keys(), old.layers.keys() - new.layers.keys()
+        looked_at, fresh = dropped.lost(new), old.lost(new)
+        self._dropped = fresh.joined(looked_at)
+        self._flat.keep(dropped.layers.keys() & new.layers.keys())
+        self._let_go(fresh.layers)
+        if references is not None and references.layers.isdisjoint(looked_at.layers):
+            await self._forget(looked_at, fresh)
+
+    async def _forget(self, gone: Records, fresh: Records) -> None:
+        """Take the files of *gone* away, which nobody has begun to use; those of *fresh* stay for a second look."""
+        try:
+            await self._take_away(tuple(gone.images), tuple(sorted(gone.layers)))
+        except (ShimError, RootfsError) as error:
+            self._told(f"files that no runtime needs any more could not be taken away: {error}")
+        else:
+            self._dropped = fresh
+
+    async def _take_away(self, images: tuple[str, ...], layers: tuple[str, ...]) -> None:
         if images or layers:
             await self._in_thread(lambda: take_files(self._root, images, layers))
-        self._dropped = {
-            layer: source
-            for layer, source in (*self._dropped.items(), *((layer, old.sources[layer]) for layer in layers))
-            if layer not in new.sources
-        }
         if layers:
-            await run_job(self._store.helper.unchain(tuple(sorted(layers))))
-            self._flat.forget(layers)
+            await run_job(self._store.helper.unchain(layers))
 
     def _write(self, old: Records, new: Records) -> None:
         """Write both files in an order in which no reader meets an image without its layers."""
@@ -329,9 +355,14 @@ class ContainersStorage:
                 found[entry.name] = os.readlink(tree).split("/")[-2] if os.path.islink(tree) else entry.name
         return found
 
-    def _stray_entries(self) -> tuple[str, ...]:
-        return tuple(
-            name for name, layer in self._sources().items() if name != layer and name not in self._records.layers
+    def _strays(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the images and the entries of chains that have files and no records."""
+        images = {entry.name for entry in os.scandir(self._root / "overlay-images") if entry.is_dir()}
+        layers = {name for name, layer in self._sources().items() if name != layer}
+        known = (self._records, self._dropped)
+        return (
+            tuple(sorted(images.difference(*(one.images for one in known)))),
+            tuple(sorted(layers.difference(*(one.layers for one in known)))),
         )
 
 
@@ -347,6 +378,10 @@ def _named(records: Records, references: References) -> frozenset[str]:
 
 async def _nothing() -> None:
     pass
+
+
+def _as_they_are(records: Records) -> Records:
+    return records
 
 
 def _settle(done: asyncio.Future[None], failure: BaseException | None) -> None:

@@ -42,14 +42,18 @@ class Flat:
     async def start(self, names: Iterable[str]) -> None:
         """Keep those of the directories *names* that are such layers."""
         self._lease = await self._held.enter_async_context(self._store.lease())
-        for name in names:
-            layer = self._store.catalog.layers.get(name)
-            if layer is not None and layer.form == "flat":
-                self._lease.hold(name)
+        self.keep(names)
 
     async def stop(self) -> None:
         """Let go of them; they stay for the grace that every layer has."""
         await self._held.aclose()
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Keep those of the directories *names* that are such layers."""
+        for name in names:
+            layer = self._store.catalog.layers.get(name)
+            if self._lease is not None and layer is not None and layer.form == "flat":
+                self._lease.hold(name)
 
     def forget(self, names: Iterable[str]) -> None:
         """Let go of *names*, which are not published any more."""

@@ -106,6 +106,27 @@ class Records:
         images_left = {one.id: one for one in self.images.values() if one.id not in gone}
         return _settled(images_left, self.layers, self.sources, self.lingering - gone)
 
+    def lost(self, new: Records) -> Records:
+        """Return what *new* does not have any more of these."""
+        layers = {key: layer for key, layer in self.layers.items() if key not in new.layers}
+        images = {key: image for key, image in self.images.items() if key not in new.images}
+        return Records(images, layers, {key: self.sources[key] for key in layers})
+
+    def joined(self, other: Records) -> Records:
+        """Return what is in either."""
+        return Records(
+            {**other.images, **self.images},
+            {**other.layers, **self.layers},
+            {**other.sources, **self.sources},
+            other.lingering | self.lingering,
+        )
+
+    def revived(self, dropped: Records) -> Records:
+        """Take the images of *dropped* back, with what they stand on and without names: they linger."""
+        back = {key: _renamed(image, ()) for key, image in dropped.images.items() if key not in self.images}
+        both = dropped.joined(self)
+        return _settled({**self.images, **back}, both.layers, both.sources, self.lingering | back.keys())
+
 
 def _renamed(image: ImageRecord, names: tuple[str, ...]) -> ImageRecord:
     return image if names == image.names else msgspec.structs.replace(image, names=names)

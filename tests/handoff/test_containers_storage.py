@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cri_shim.errors import HandOffFailed, ShimError
-from cri_shim.handoff import lockfile
+from cri_shim.handoff import containers_storage, lockfile
 from cri_shim.images.service import Images
 from cri_shim.server.build import running_images
 from cri_shim.store import store as store_module
@@ -218,10 +219,11 @@ async def test_a_container_that_is_made_while_its_image_is_removed_keeps_its_lay
 
     monkeypatch.setattr(images._store, "forget_image", late)
     await images.remove(str(one.id))
-    assert reader.images() == {}
-    assert directories(tmp_path) == set(one.layer_names)
+    assert reader.names() == {one.id.hex: []}  # else the runtime would find a layer whose parent is missing
+    assert directories(tmp_path) == {*one.layer_names, top}
     write(graph, volatile_layers=[])
     await until(lambda: not directories(tmp_path))
+    assert (reader.images(), reader.layers()) == ({}, {})
 
 
 async def test_an_image_that_a_runtime_names_can_be_pulled_again(
@@ -253,6 +255,63 @@ async def test_a_restart_publishes_what_is_missing(registry: FakeRegistry, reade
     async with running(tmp_path, registry):
         await until(link.exists)
         await until(lambda: reader.names() == {one.id.hex: list(one.names)})
+
+
+@asynccontextmanager
+async def held(lock: Path) -> AsyncIterator[None]:
+    """Another program keeps *lock*."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(process.communicate, b"")
+
+
+@pytest.mark.parametrize("by", ["a sweep", "a pull"])
+async def test_what_could_not_be_put_right_at_start_is_tried_again(
+    registry: FakeRegistry, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    async with running(tmp_path, registry) as images:
+        one = await pulled(images, registry)
+        await images._store.forget_image(one.id)  # a life that ended before it could tell
+    (tmp_path / "root/overlay-images/0000").mkdir()  # what a kill leaves
+    registry.add("other", sample(b"other"), tag="1")
+    monkeypatch.setattr(lockfile, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(containers_storage, "SWEEP_SECONDS", 0.01 if by == "a sweep" else 1000.0)
+
+    def owed() -> str:
+        return images.status()["published"]["containers-storage"]["owed"]
+
+    async with contextlib.AsyncExitStack() as stack:
+        async with held(tmp_path / "root/overlay-layers/layers.lock"):
+            images = await stack.enter_async_context(running(tmp_path, registry))
+            assert "could not be put right, and is tried again: " in owed()
+            assert reader.names() == {one.id.hex: list(one.names)}
+        if by == "a pull":
+            two = await pulled(images, registry, "other:1")
+            assert reader.names() == {two.id.hex: list(two.names)}
+        await until(lambda: not owed() and one.id.hex not in reader.images())
+        assert "0000" not in os.listdir(tmp_path / "root/overlay-images")
+
+
+async def test_files_that_cannot_be_taken_away_are_tried_again(
+    images: Images, registry: FakeRegistry, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "USED_SECONDS", 0.01)
+    one = await pulled(images, registry)
+    top = reader.images()[one.id.hex]["layer"]
+    with monkeypatch.context() as broken:
+        broken.setattr(containers_storage, "take_files", _refused)
+        await images.remove(str(one.id))
+        assert "could not be taken away" in images.status()["published"]["containers-storage"]["failure"]
+        assert reader.images() == {}
+        assert directories(tmp_path) == {*one.layer_names, top}
+    await until(lambda: not directories(tmp_path))
+
+
+def _refused(*_: object) -> None:
+    raise OSError(5, "it was told to fail")
 
 
 async def test_what_was_published_is_withdrawn_when_it_is_turned_off(
@@ -314,14 +373,12 @@ async def test_a_reader_that_hangs_fails_the_pull_with_a_reason(
 ) -> None:
     monkeypatch.setattr(lockfile, "LOCK_SECONDS", 0.05)
     lock = tmp_path / "root/overlay-images/images.lock"
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
-    with pytest.raises(HandOffFailed, match=r"^pull .*: hand-off: .*images\.lock is held"):
-        await pulled(images, registry)
-    assert reader.images() == {}
-    (one,) = images.images()
-    assert await images.usable(str(one.id)) is None
-    await asyncio.to_thread(process.communicate, b"")
+    async with held(lock):
+        with pytest.raises(HandOffFailed, match=r"^pull .*: hand-off: .*images\.lock is held"):
+            await pulled(images, registry)
+        assert reader.images() == {}
+        (one,) = images.images()
+        assert await images.usable(str(one.id)) is None
     assert await images.usable(str(one.id)) is one
     assert set(reader.images()) == {one.id.hex}
 
@@ -402,6 +459,26 @@ async def test_an_image_too_deep_for_one_mount_is_one_layer(
         await images.remove(str(one.id))
         await images._store.emptied()
         assert (directories(tmp_path), images.usage().inodes) == (set(), 0)
+
+
+async def test_a_merged_layer_whose_image_is_not_published_is_let_go(
+    registry: FakeRegistry, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add("deep", deep(80), tag="1")
+    async with running(tmp_path, registry) as images:
+        with monkeypatch.context() as broken:
+            broken.setattr(containers_storage, "put_files", _refused)
+            with pytest.raises(ShimError, match="it was told to fail"):
+                await pulled(images, registry, "deep:1")
+        (one,) = images.images()
+        flat = [layer.name for layer in images._store.catalog.layers.values() if layer.form == "flat"]
+        images._store._grace.clear()
+        assert list(await images._store.collect()) == flat
+        assert len(flat) == 1
+        await pulled(images, registry, "deep:1")
+        assert reader.images()[one.id.hex]["layer"] == flat[0]
+        images._store._grace.clear()
+        assert await images._store.collect() == ()
 
 
 async def test_where_only_cri_o_reads_no_image_is_too_deep(
