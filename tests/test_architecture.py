@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "executor": set(),
     "log": set(),
     "pb": set(),
+    "table": set(),
     "config": {"errors"},
     "oci": {"rootfs", "errors"},
     "host": {"oci"},
@@ -36,8 +37,8 @@ ARROWS: dict[str, set[str]] = {
         *("rootfs", "errors", "version", "executor", "log", "pb", "config", "oci", "host"),
         *("auth", "registry", "store", "images", "handoff"),
     },
-    "demo": {"errors", "version", "pb"},
-    "cli": {"rootfs", "errors", "version", "log", "pb", "config", "store", "handoff", "server", "demo"},
+    "demo": {"errors", "version", "pb", "table"},
+    "cli": {"rootfs", "errors", "version", "log", "pb", "table", "config", "store", "handoff", "server", "demo"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -54,7 +55,7 @@ DOORS: dict[str, set[str]] = {
     "sqlite3": {"store.index"},
     "uvloop": {"server.serve"},
     "msgspec": {"config", "oci", "store", "handoff"},
-    "yaml": {"auth.providerconfig", "auth.providers"},
+    "yaml": {"auth.providerconfig", "auth.providers", "cli.output"},
     "tomllib": {"config.sources", "registry.hostsfile"},
     "ssl": {"registry"},
     "socket": {"rootfs", "registry", "server", "cli.status", "demo"},
@@ -71,7 +72,7 @@ DOORS: dict[str, set[str]] = {
 
 # Modules that decide and never do: values in, values out.
 PURE = (
-    *("errors", "version", "config.schema", "config.render"),
+    *("errors", "version", "table", "config.schema", "config.render", "cli.progress"),
     "oci",
     *("auth.authfield", "auth.credential", "auth.dockercfg", "auth.keyring", "auth.order"),
     *("registry.challenge", "registry.policy", "registry.registriesconf", "registry.url"),
@@ -225,10 +226,12 @@ def test_the_environment_enters_in_one_place():
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv", "sys.argv"}
     }
-    # `__main__` is where the process begins, and the helper's is a process of its own. The package and the demo's client
+    # `__main__` is where the process begins, and the helper's is a process of its own. The package and the two clients
     # only set what gRPC reads, and the demo and the programs that know credentials get their part of the environment.
     own_processes = {"rootfs.__main__", "rootfs.helper"}
-    assert readers <= {"__init__", "__main__", "auth.program", "demo.client", "demo.daemon"} | own_processes
+    assert (
+        readers <= {"__init__", "__main__", "auth.program", "cli.client", "demo.client", "demo.daemon"} | own_processes
+    )
 
 
 def test_names_say_something():

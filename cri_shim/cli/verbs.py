@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 VERBS: Final = {
     "serve": "run the daemon",
     "demo": "pull a sample image through a daemon of its own, without root, registry or Kubernetes",
+    "pull": "pull an image, and watch it",
+    "images": "list the images that are here",
+    "inspecti": "show everything about images that are here",
+    "rmi": "remove images, each with all its names",
+    "pulls": "show what is being pulled, and what was pulled last",
+    "df": "show what each image takes, and what its removal would set free",
+    "imagefsinfo": "show what the images take on the disk, as kubelet is told it",
     "status": "show what the running daemon does",
     "check": "look at the images on the disk while no daemon runs, and make a damaged index anew",
     "explain": "show what a pull of an image would do, and why, without pulling it",

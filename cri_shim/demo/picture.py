@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from cri_shim.table import human_size, table
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 WIDTH: Final = 48
 LEGEND: Final = "waiting .   fetching -   fetching and unpacking =   unpacking, syncing #"
 _PHASES: Final = ("queued", "fetch_start", "fetch_end", "unpack_start", "unpack_end")
-_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +47,13 @@ class Span:
         return "=" if moment >= self.unpack_start else "-"
 
 
-def human_size(size_bytes: int) -> str:
-    """Return a size as crictl prints it: decimal units, three significant digits."""
-    size, unit = float(size_bytes), 0
-    while size >= 1000 and unit < len(_UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{size:.3g}{_UNITS[unit]}"
-
-
-def table(images: Iterable[Listed]) -> list[str]:
+def images_table(images: Iterable[Listed]) -> list[str]:
     """Return the lines that `crictl images` would print."""
     rows = [("IMAGE", "TAG", "IMAGE ID", "SIZE")]
     for image in images:
         for name, tag in sorted(_split(tag) for tag in image.tags or ("<none>:<none>",)):
             rows.append((name, tag, image.id.removeprefix("sha256:")[:13], human_size(image.size_bytes)))
-    widths = [max(20, max(len(row[column]) for row in rows) + 3) for column in range(3)]
-    return ["".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
+    return table(rows)
 
 
 def waterfall(record: Mapping[str, Any], width: int = WIDTH) -> list[str]:

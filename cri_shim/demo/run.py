@@ -23,6 +23,7 @@ from cri_shim.demo.images import Samples, samples
 from cri_shim.demo.layout import write_layout
 from cri_shim.demo.registry import USERNAME, Registry
 from cri_shim.errors import ShimError
+from cri_shim.table import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +102,7 @@ def _open(scene: _Scene, pid: int) -> None:
     print(f"daemon     cri-shim serve, process {pid}, as {who}, listening on {scene.place.socket}")
     room = scene.client.room()
     _check(not scene.client.images(), "the node begins without images")
-    print(f"node       no images; {picture.human_size(room.used_bytes)} in {room.inodes} inodes (ImageFsInfo)")
+    print(f"node       no images; {human_size(room.used_bytes)} in {room.inodes} inodes (ImageFsInfo)")
 
 
 def _tell(scene: _Scene) -> None:
@@ -127,7 +128,7 @@ def _show_table(scene: _Scene) -> None:
     images = scene.client.images()
     _check({tag for image in images for tag in image.tags} == set(scene.names), "both images are listed")
     print(f"\n  {picture.LEGEND}\n")
-    print("\n".join(picture.table(images)))
+    print("\n".join(picture.images_table(images)))
     print()
 
 
@@ -171,7 +172,7 @@ def _remove_first(scene: _Scene) -> None:
     left = [tag for image in scene.client.images() for tag in image.tags]
     _check(left == scene.names[1:], "one image is left")
     _check(after.used_bytes < before.used_bytes, "removing an image frees its room")
-    freed = picture.human_size(before.used_bytes - after.used_bytes)
+    freed = human_size(before.used_bytes - after.used_bytes)
     print(f"removed    {name}, {freed} free again; the layers that {left[0]} shares stay")
 
 

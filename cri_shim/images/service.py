@@ -177,6 +177,13 @@ class Images:
             "recent": [pull.as_json() for pull in self._puller.recent],
         }
 
+    def records(self) -> dict[str, object]:
+        """Return the records of the pulls that run, and of the last that ended, the newest last."""
+        return {
+            "running": [pull.as_json() for pull in self.pulls()],
+            "recent": [pull.as_json() for pull in self._puller.recent],
+        }
+
     def _to_remove(self, text: str) -> Image | None:
         catalog = self._store.catalog
         if (image := catalog.by_id(text) or self._by_name(text)) is not None:

@@ -23,6 +23,7 @@ from cri_shim.errors import ConfigError
 from cri_shim.log import fields
 from cri_shim.server.admin import admin_socket
 from cri_shim.server.convert import Spelling
+from cri_shim.server.dfpage import df_page
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
 from cri_shim.server.imagepage import image_page
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from cri_shim.config.schema import Config
     from cri_shim.images.prepull import Prepull
     from cri_shim.images.service import Images
-    from cri_shim.server.admin import Question
+    from cri_shim.server.admin import Page, Question
     from cri_shim.server.notify import Notifier
     from rootfs.zygote import Zygote
 
@@ -139,10 +140,14 @@ async def _serve(
     make_free(listen)
     prepull = prepull_of(config)
     async with open_images() as images:
-        pages = {"/status": lambda: {**_status(config, images, gate), "prepull": prepull.status()}}
+        pages: dict[str, Page] = {
+            "/status": lambda: {**_status(config, images, gate), "prepull": prepull.status()},
+            "/pulls": images.records,
+        }
         questions: dict[str, Question] = {
             "/explain": lambda query: images.explain(query.get("image", "")),
             "/image": lambda query: image_page(images, query.get("image", "")),
+            "/df": lambda _query: df_page(images),
             "/import": lambda query: import_page(images, query),
         }
         async with (

@@ -5,22 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cri_shim.demo.client import Listed
-from cri_shim.demo.picture import Span, human_size, reuse, skipped_line, table, waterfall
+from cri_shim.demo.picture import Span, images_table, reuse, skipped_line, waterfall
 
 BLOB = "sha256:" + "0123456789abcdef" * 4
 
 
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [(0, "0B"), (999, "999B"), (1000, "1kB"), (1234, "1.23kB"), (87_150_000, "87.2MB"), (2 * 10**9, "2GB")],
-)
-def test_sizes_are_decimal_with_three_digits(size_bytes, text):
-    assert human_size(size_bytes) == text
-
-
 def test_table_is_crictls():
     images = [Listed("sha256:" + "ab" * 32, ("r.io:5000/shop/worker:2.1", "r.io:5000/shop/web:2.1"), 4_400_000)]
-    assert table(images) == [
+    assert images_table(images) == [
         "IMAGE                   TAG                 IMAGE ID            SIZE",
         "r.io:5000/shop/web      2.1                 ababababababa       4.4MB",
         "r.io:5000/shop/worker   2.1                 ababababababa       4.4MB",
@@ -28,7 +20,7 @@ def test_table_is_crictls():
 
 
 def test_table_of_an_image_without_a_tag():
-    assert table([Listed("ff" * 32, (), 1)])[1].split() == ["<none>", "<none>", "f" * 13, "1B"]
+    assert images_table([Listed("ff" * 32, (), 1)])[1].split() == ["<none>", "<none>", "f" * 13, "1B"]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from cri_shim.demo.client import Listed
-from cri_shim.demo.picture import table
+from cri_shim.demo.picture import images_table
 from cri_shim.version import VERSION
 
 pytestmark = pytest.mark.needs("root", "docker-registry", "skopeo", "umoci", "buildah", "crictl")
@@ -47,7 +49,7 @@ def test_images_table(shim, name):
     image = listed(shim)[0]
     lines = shim.crictl("images").stdout.splitlines()
     # The demo draws this table for people without crictl: it must be crictl's.
-    drawn = table([Listed(image["id"], tuple(image["repoTags"]), int(image["size"]))])
+    drawn = images_table([Listed(image["id"], tuple(image["repoTags"]), int(image["size"]))])
     assert [line.split() for line in lines] == [line.split() for line in drawn]
 
 
@@ -106,6 +108,36 @@ def test_rmi_frees_the_disk(shim, name):
     shim.crictl("rmi", "--all")
     assert [path for path in directories if path.exists()] == []
     assert used(shim) < 100_000
+
+
+def ours(shim, *words: str) -> str:
+    """What the verb of cri-shim prints that is named as crictl's."""
+    command = [sys.executable, "-m", "cri_shim", *words, "--config", str(shim.base / "config.toml")]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--digests"], ["--no-trunc", "--digests", "--pinned"], ["-q"], ["-v"], ["-f", "dangling=true"]]
+)
+def test_our_images_prints_what_crictl_prints(shim, registry, name, words):
+    other = f"{registry.host}/stack/one:1"
+    shim.pull(other)
+    by_digest = json.loads(shim.crictl("inspecti", other).stdout)["status"]["repoDigests"][0]
+    shim.crictl("rmi", other)
+    shim.pull(by_digest)
+    theirs = shim.crictl("images", *words).stdout
+    assert ours(shim, "images", *words) == theirs.replace("Uid: value:", "Uid: ")  # -v shows Go's form of a message
+
+
+def test_our_json_is_crictls(shim, name):
+    assert json.loads(ours(shim, "images", "-o", "json")) == json.loads(shim.crictl("images", "-o", "json").stdout)
+    assert json.loads(ours(shim, "inspecti", name)) == json.loads(shim.crictl("inspecti", name).stdout)
+    mine, theirs = (
+        json.loads(text)["status"] for text in (ours(shim, "imagefsinfo"), shim.crictl("imagefsinfo").stdout)
+    )
+    for one in (*mine["imageFilesystems"], *theirs["imageFilesystems"]):
+        del one["timestamp"]
+    assert mine["imageFilesystems"] == theirs["imageFilesystems"]
 
 
 def used(shim):

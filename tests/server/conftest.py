@@ -110,6 +110,9 @@ class FakeImages:
     def pulling(self, text):
         return self.running.get(text)
 
+    def records(self):
+        return {"running": [], "recent": []}
+
     def status(self):
         return {"images": len(self.held), "pulls": []}
 
