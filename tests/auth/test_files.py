@@ -12,6 +12,7 @@ import pytest
 from cri_shim.auth.dockercfg import DockerConfig, parse_config_json
 from cri_shim.auth.files import CredentialFile, read_whole
 from cri_shim.errors import ConfigError
+from tests.fakes.descriptors import opened_within
 
 GOOD = b'{"auths":{"reg.io":{"auth":"eDp5"}}}'
 
@@ -145,14 +146,14 @@ def test_a_touched_file_with_the_same_content_keeps_its_value(path: Path) -> Non
 
 
 def test_descriptors_are_closed(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     file = reader(path)
-    for number in range(20):
-        path.write_bytes(GOOD + b" " * number)
-        file.read()
-        path.write_bytes(b"broken" * (number + 1))
-        file.read()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with opened_within() as opened:
+        for number in range(20):
+            path.write_bytes(GOOD + b" " * number)
+            file.read()
+            path.write_bytes(b"broken" * (number + 1))
+            file.read()
+        assert opened() == set()
 
 
 def test_a_file_replaced_by_a_fifo_between_the_look_and_the_open(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from cri_shim.auth.credential import Credential
 from cri_shim.auth.dockercfg import parse_config_json
 from cri_shim.auth.helpers import OUTPUT_BYTES, ask_helper, helper_for
 from cri_shim.errors import ConfigError
+from tests.fakes.descriptors import opened_within
 
 
 class Helpers:
@@ -182,11 +183,11 @@ def test_one_that_is_not_executable(helpers: Helpers) -> None:
 
 def test_no_descriptor_is_left(helpers: Helpers) -> None:
     helpers.write("exit 3")
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        with pytest.raises(ConfigError):
-            helpers.ask()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with opened_within() as opened:
+        for _ in range(5):
+            with pytest.raises(ConfigError):
+                helpers.ask()
+        assert opened() == set()
 
 
 CONFIG = parse_config_json(

@@ -13,6 +13,7 @@ from rootfs.apply import Applied, apply_layer
 from rootfs.assemble import verify
 from rootfs.digest import Digest
 from rootfs.limits import Limits
+from tests.fakes.descriptors import opened_within
 
 UP = "../" * 14
 
@@ -102,28 +103,28 @@ class Ground:
         umask = os.umask(0o022)
         os.umask(umask)
         before = snapshot(self.top, without=self.root)
-        descriptors = sorted(os.listdir("/proc/self/fd"))
         options = {name: changes.pop(name) for name in ("plain", "algorithm") if name in changes}
-        root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        record_fd = os.memfd_create("record")
-        try:
-            applied = apply_layer(
-                Dribble(data, step) if step else io.BytesIO(data),
-                root_fd,
-                limits=dataclasses.replace(Limits(), **changes),
-                privileged=os.geteuid() == 0 if privileged is None else privileged,
-                record_fd=record_fd,
-                **options,
-            )
-            self.record = os.pread(record_fd, os.fstat(record_fd).st_size, 0)
-            self.compare(applied, root_fd)
-            return applied
-        finally:
-            os.close(root_fd)
-            os.close(record_fd)
-            assert sorted(os.listdir("/proc/self/fd")) == descriptors
-            assert snapshot(self.top, without=self.root) == before
-            assert os.umask(umask) == umask
+        with opened_within() as opened:
+            root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            record_fd = os.memfd_create("record")
+            try:
+                applied = apply_layer(
+                    Dribble(data, step) if step else io.BytesIO(data),
+                    root_fd,
+                    limits=dataclasses.replace(Limits(), **changes),
+                    privileged=os.geteuid() == 0 if privileged is None else privileged,
+                    record_fd=record_fd,
+                    **options,
+                )
+                self.record = os.pread(record_fd, os.fstat(record_fd).st_size, 0)
+                self.compare(applied, root_fd)
+                return applied
+            finally:
+                os.close(root_fd)
+                os.close(record_fd)
+                assert opened() == set()
+                assert snapshot(self.top, without=self.root) == before
+                assert os.umask(umask) == umask
 
     def compare(self, applied: Applied, root_fd: int) -> None:
         """Make the tar again, unless the layer cannot have a record."""

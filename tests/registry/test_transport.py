@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 import pytest
@@ -10,8 +9,10 @@ import pytest
 from cri_shim.registry.cancel import Cancel
 from cri_shim.registry.transport import Request, Transport
 from cri_shim.registry.url import parse_url
+from tests.fakes.descriptors import opened_within
 from tests.fakes.misbehaviour import raw, status
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.rootfs_jobs import until
 
 
 @pytest.fixture
@@ -65,16 +66,16 @@ def test_connections_are_used_again_after_errors_with_a_short_body(transport, re
 
 
 def test_nothing_stays_open(transport, registry):
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(20):
-        ask(transport, registry).body(10, "it")
-        ask(transport, registry, "/v2/none").close()
-        registry.then("GET", "", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab"))
-        with pytest.raises(Exception, match="broke off"):
+    with opened_within() as opened:
+        for _ in range(20):
             ask(transport, registry).body(10, "it")
-    transport.close()
-    registry.close()
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+            ask(transport, registry, "/v2/none").close()
+            registry.then("GET", "", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab"))
+            with pytest.raises(Exception, match="broke off"):
+                ask(transport, registry).body(10, "it")
+        transport.close()
+        registry.close()
+        until(lambda: not opened(), "the end of every connection, on either side")
 
 
 def test_replies_can_be_closed_twice(transport, registry):

@@ -17,6 +17,7 @@ from rootfs.assemble import LINE_BYTES, assemble, read_record, verify
 from rootfs.digest import Digest
 from rootfs.errors import ContentMismatch, LayerRejected, RootfsError
 from rootfs.tarsplit import crc64_iso
+from tests.fakes.descriptors import opened_within
 from tests.fakes.ground import UP, Ground
 from tests.fakes.tars import B, D, F, H, S, tar
 
@@ -161,16 +162,16 @@ def test_memory_stays(ground):
 
 
 def test_every_descriptor_is_given_back(ground, root):
-    before = sorted(os.listdir("/proc/self/fd"))
     (ground.root / "dir/b").write_bytes(b"?")
-    pieces = assemble(io.BytesIO(ground.record), root)
-    with pytest.raises(ContentMismatch):
-        list(pieces)
-    unfinished = assemble(io.BytesIO(ground.record), root)
-    for _ in range(4):
-        next(unfinished)
-    unfinished.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    with opened_within() as opened:
+        pieces = assemble(io.BytesIO(ground.record), root)
+        with pytest.raises(ContentMismatch):
+            list(pieces)
+        unfinished = assemble(io.BytesIO(ground.record), root)
+        for _ in range(4):
+            next(unfinished)
+        unfinished.close()
+        assert opened() == set()
 
 
 NAMES = st.sampled_from(

@@ -14,6 +14,7 @@ from rootfs.errors import LimitExceeded, RootfsError
 from rootfs.forms import inherited, make_form, mark_opaque
 from rootfs.overlay import OPAQUE_USER
 from rootfs.remove import remove_tree
+from tests.fakes.descriptors import opened_within
 
 NS = 1_234_567_890_123_456_789
 USER_OPAQUE = "user.overlay.opaque"
@@ -252,10 +253,10 @@ def test_a_deep_tree_needs_no_recursion_and_few_descriptors(trees):
         os.mkdir(b"d/" * (depth + 1), dir_fd=root)
     os.mkfifo(b"d/" * 1100 + b"fifo", dir_fd=root)
     target = trees.descriptor("new")
-    before = len(os.listdir("/proc/self/fd"))
-    made = make_form(root, target)
-    assert (made.directories, made.links) == (1101, 1)
-    assert len(os.listdir("/proc/self/fd")) == before
+    with opened_within() as opened:
+        made = make_form(root, target)
+        assert (made.directories, made.links) == (1101, 1)
+        assert opened() == set()
     for tree in (root, target):  # Deeper than shutil, and so pytest, can remove.
         assert remove_tree(tree, b"d") is None
 

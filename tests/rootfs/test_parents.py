@@ -9,6 +9,7 @@ import pytest
 from rootfs.errors import LayerRejected
 from rootfs.limits import Limits
 from rootfs.parents import Missing, Parents
+from tests.fakes.descriptors import opened_within
 
 
 @pytest.fixture
@@ -32,10 +33,6 @@ def parents(root, made):
     found = Parents(root, Limits(), make)
     yield found
     found.close()
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_a_directory_is_opened_once(parents, tmp_path, made):
@@ -84,16 +81,16 @@ def test_what_was_forgotten_is_looked_up_again(parents, tmp_path):
 
 
 def test_few_descriptors_are_kept(parents, tmp_path):
-    before = open_descriptors()
-    for number in range(100):
-        (tmp_path / f"d{number}").mkdir()
-        parents.get(b"d%d" % number, Missing.GIVE_UP)
-    assert open_descriptors() - before <= 20
-    for _ in range(100):
-        parents.keep(b"d1", (os.open(tmp_path / "d1", os.O_RDONLY), b"d1"))
-    assert open_descriptors() - before <= 20
-    parents.close()
-    assert open_descriptors() == before
+    with opened_within() as opened:
+        for number in range(100):
+            (tmp_path / f"d{number}").mkdir()
+            parents.get(b"d%d" % number, Missing.GIVE_UP)
+        assert len(opened()) <= 20
+        for _ in range(100):
+            parents.keep(b"d1", (os.open(tmp_path / "d1", os.O_RDONLY), b"d1"))
+        assert len(opened()) <= 20
+        parents.close()
+        assert opened() == set()
 
 
 def test_the_latest_two_stay_open(parents, tmp_path):
@@ -108,17 +105,17 @@ def test_the_latest_two_stay_open(parents, tmp_path):
 
 def test_a_root_link_is_closed_like_any_other(parents, tmp_path):
     (tmp_path / "link").symlink_to("/")
-    before = open_descriptors()
-    for _ in range(50):
-        assert parents.get(b"link", Missing.GIVE_UP)[1] == b""
-        parents.forget()
-    assert open_descriptors() - before <= 2
+    with opened_within() as opened:
+        for _ in range(50):
+            assert parents.get(b"link", Missing.GIVE_UP)[1] == b""
+            parents.forget()
+        assert len(opened()) <= 2
 
 
 @pytest.mark.parametrize("missing", list(Missing))
 def test_files_are_no_directories(parents, tmp_path, missing):
     (tmp_path / "file").touch()
-    before = open_descriptors()
-    with pytest.raises(LayerRejected, match="not a directory"):
-        parents.get(b"file/x", missing)
-    assert open_descriptors() == before
+    with opened_within() as opened:
+        with pytest.raises(LayerRejected, match="not a directory"):
+            parents.get(b"file/x", missing)
+        assert opened() == set()

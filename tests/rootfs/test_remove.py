@@ -10,6 +10,7 @@ import pytest
 
 from rootfs import syscalls
 from rootfs.remove import Stuck, empty_directory, remove_tree
+from tests.fakes.descriptors import opened_within
 
 
 @pytest.fixture
@@ -39,10 +40,10 @@ def test_a_very_deep_directory(tmp_path, depth, where):
     top = tempfile.mkdtemp(dir=where if where and os.access(where, os.W_OK) else tmp_path)
     directory = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
     deep(directory, depth)
-    before = len(os.listdir("/proc/self/fd"))
-    assert empty_directory(directory) == ()
-    assert os.listdir(directory) == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    with opened_within() as opened:
+        assert empty_directory(directory) == ()
+        assert os.listdir(directory) == []
+        assert opened() == set()
     os.close(directory)
     os.rmdir(top)
 

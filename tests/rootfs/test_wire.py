@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rootfs import errors, wire
 from rootfs.errors import HelperFailed, LimitExceeded
+from tests.fakes.descriptors import opened_within
 
 
 @pytest.fixture
@@ -63,24 +64,24 @@ def test_messages_have_a_longest(ends):
     "data", [b"x", b"[]", b"1", b'"x"', b"\xff", b"{", b"[" * 4000, b'{"x":' + b"1" * 4090, b"{}" + b" " * 4096]
 )
 def test_what_is_no_message(ends, data):
-    opened = os.open("/", os.O_RDONLY)
-    before = len(os.listdir("/proc/self/fd"))
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [opened]))]
-    ends[0].sendmsg([data], rights)
-    with pytest.raises(HelperFailed):
-        wire.receive(ends[1])
-    assert len(os.listdir("/proc/self/fd")) == before
-    os.close(opened)
+    sent = os.open("/", os.O_RDONLY)
+    with opened_within() as opened:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sent]))]
+        ends[0].sendmsg([data], rights)
+        with pytest.raises(HelperFailed):
+            wire.receive(ends[1])
+        assert opened() == set()
+    os.close(sent)
 
 
 def test_descriptors_too_many_are_none(ends):
     """More than a message may carry: the kernel cuts the list, and none of them stays open."""
-    before = len(os.listdir("/proc/self/fd"))
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 20))]
-    ends[0].sendmsg([b'{"id":7}'], rights)
-    got = wire.receive(ends[1])
-    assert (got.content, got.descriptors, got.whole) == ({"id": 7}, (), False)
-    assert len(os.listdir("/proc/self/fd")) == before
+    with opened_within() as opened:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 20))]
+        ends[0].sendmsg([b'{"id":7}'], rights)
+        got = wire.receive(ends[1])
+        assert (got.content, got.descriptors, got.whole) == ({"id": 7}, (), False)
+        assert opened() == set()
 
 
 def test_a_body_is_read_back(body):
