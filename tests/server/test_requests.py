@@ -92,19 +92,24 @@ async def test_c04_removing_what_is_not_here(service, registry):
 
 
 HUGE = "x" * (3 << 20)
-WITH_HUGE_TEXTS = (
-    pull_of(HUGE),
-    api_pb2.PullImageRequest(image=spec("a//b", user_specified_image=HUGE, runtime_handler=HUGE, image_ref=HUGE)),
-    api_pb2.PullImageRequest(image=spec("a//b", annotations={HUGE: HUGE})),
-    pull_of("a//b", auth={"username": HUGE}),
-    pull_of("a//b", auth={"auth": HUGE}),
-    pull_of("a//b", auth={"registry_token": HUGE, "server_address": HUGE}),
-    pull_of("a//b", sandbox_config={"metadata": {"name": HUGE, "namespace": HUGE}, "labels": {HUGE: "1"}}),
+WITH_HUGE_TEXTS = (  # made when they are asked for: no run holds them all
+    lambda: pull_of(HUGE),
+    lambda: pull_with(spec("a//b", user_specified_image=HUGE, runtime_handler=HUGE, image_ref=HUGE)),
+    lambda: pull_with(spec("a//b", annotations={HUGE: HUGE})),
+    lambda: pull_of("a//b", auth={"username": HUGE}),
+    lambda: pull_of("a//b", auth={"auth": HUGE}),
+    lambda: pull_of("a//b", auth={"registry_token": HUGE, "server_address": HUGE}),
+    lambda: pull_of("a//b", sandbox_config={"metadata": {"name": HUGE, "namespace": HUGE}, "labels": {HUGE: "1"}}),
 )
 
 
-@pytest.mark.parametrize("request_", WITH_HUGE_TEXTS, ids=range(len(WITH_HUGE_TEXTS)))
-async def test_c05_three_megabytes_anywhere(service, caplog, request_):
+def pull_with(image: api_pb2.ImageSpec) -> api_pb2.PullImageRequest:
+    return api_pb2.PullImageRequest(image=image)
+
+
+@pytest.mark.parametrize("make", WITH_HUGE_TEXTS, ids=range(len(WITH_HUGE_TEXTS)))
+async def test_c05_three_megabytes_anywhere(service, caplog, make):
+    request_ = make()
     caplog.set_level(logging.DEBUG, logger="cri_shim")
     code, details = await refused(service.stub.PullImage(request_))
     assert code is Code.INVALID_ARGUMENT
