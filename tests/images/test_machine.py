@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import random
 import shutil
 import tempfile
 from contextlib import AsyncExitStack
@@ -31,7 +32,7 @@ from tests.images.test_interrupted import until
 from tests.images.test_pull import MACHINE, config_for
 
 image = functools.partial(image_for, architecture=MACHINE)
-BASE = layer({"base": os.urandom(3000)})
+BASE = layer({"base": random.Random(14).randbytes(3000)})  # the same steps in every run
 CONTENTS = [image(BASE, layer({"own": bytes([n]) * 2000}, compression="zstd")) for n in range(4)]
 USERS = {"ada": "ada-secret", "bob": "bob-secret"}
 MAY = {"ada/app": frozenset({"ada"}), "shared/app": frozenset({"ada", "bob"})}

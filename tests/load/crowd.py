@@ -47,7 +47,7 @@ class Crowd:
             process.stdin.flush()
 
     def outcome(self) -> Outcome:
-        told = [json.loads(process.communicate(timeout=120)[0]) for process in self._processes]
+        told = [json.loads(process.communicate(timeout=600)[0]) for process in self._processes]
         kinds = {kind for one in told for kind in one["seconds"]}
         return Outcome(
             seconds={kind: sorted(s for one in told for s in one["seconds"].get(kind, ())) for kind in kinds},

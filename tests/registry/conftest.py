@@ -196,7 +196,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         made.transport.close()
     left = [one for one in set(threading.enumerate()) - before if one.name != "fake-registry"]
     for one in left:
-        one.join(5)
+        one.join(60)
     assert not any(one.is_alive() for one in left)
 
 

@@ -26,6 +26,7 @@ from tests.fakes.misbehaviour import (
     whole,
 )
 from tests.fakes.registry import Basic, FakeRegistry
+from tests.fakes.rootfs_jobs import until
 
 MIB = 1 << 20
 
@@ -330,7 +331,7 @@ def test_silence_before_the_answer(desk, registry, name):
     registry.hold("/blobs/")
     with pytest.raises(RegistryUnavailable, match=r"did not answer within 0\.05 s"):
         desk.download(name)
-    assert registry.count("GET", "/blobs/") == 1
+    until(lambda: registry.count("GET", "/blobs/") == 1, "the request, just one")
 
 
 def test_a_dribbled_head(desk, registry, name):

@@ -16,6 +16,7 @@ from cri_shim.registry.transport import Transport
 from cri_shim.registry.wire import Limits
 from tests.fakes.misbehaviour import drop, partly, status
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.rootfs_jobs import until
 
 
 class Clock:
@@ -167,10 +168,9 @@ def test_the_registry_itself_is_never_left_out(desk, registry, sample):
 
 @pytest.fixture
 def hasty(desk):
-    """A client with little patience for mirrors, on the real clock."""
+    """Make a client with little patience for mirrors, on the real clock."""
     transport = Transport(Limits())
-    client = Client(transport, Hosts(str(desk.certs)), terms=Terms(mirror_stall_seconds=0.05))
-    yield client
+    yield lambda seconds: Client(transport, Hosts(str(desk.certs)), terms=Terms(mirror_stall_seconds=seconds))
     transport.close()
 
 
@@ -181,17 +181,25 @@ def two_hosts(desk, first, second):
 def test_a_mirror_that_says_nothing_is_abandoned(desk, hasty, registry, mirrored, kit, sample):
     two_hosts(desk, mirrored, registry)
     mirrored.hold("")
-    got = hasty.manifest(kit.reference(NAME), (), Cancel())
-    assert (got.data, got.host, mirrored.count()) == (sample.manifest, registry.host, 1)
+    got = hasty(0.05).manifest(kit.reference(NAME), (), Cancel())
+    assert (got.data, got.host) == (sample.manifest, registry.host)
+    until(lambda: mirrored.count() == 1, "the request, just one")
 
 
 def test_a_mirror_that_stops_in_a_blob_is_abandoned_and_the_rest_is_asked_for(desk, hasty, registry, mirrored, kit):
     two_hosts(desk, mirrored, registry)
     mirrored.add_blob("team/app", kit.BLOB)
     mirrored.on("GET", "/blobs/", partly(300_000, mirrored.gate()))
-    sink = kit.MemorySink()
-    delivered = hasty.download(kit.reference(NAME), kit.descriptor(kit.BLOB), (), sink, Cancel())
-    assert bytes(sink.data) == kit.BLOB
+    sink, seconds = kit.MemorySink(), 0.05
+    while not sink.data:  # a busy machine has to be given longer for the part that comes
+        registry.forget()
+        mirrored.forget()
+        seconds *= 2
+        sink = kit.MemorySink()
+        delivered = hasty(seconds).download(kit.reference(NAME), kit.descriptor(kit.BLOB), (), sink, Cancel())
+        assert bytes(sink.data) == kit.BLOB
+        if delivered.hosts == (registry.host,):
+            sink.data.clear()
     assert delivered.hosts == (mirrored.host, registry.host)
     assert (mirrored.count("GET", "/blobs/"), registry.count("GET", "/blobs/")) == (1, 1)
 

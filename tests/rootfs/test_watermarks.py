@@ -80,7 +80,7 @@ def test_a_reader_waits_for_the_writer(pipe):
         os.pwrite(blob, b"abcd"[place : place + 1], place)
         writer.advance(place + 1)
     writer.end(4)
-    thread.join(5)
+    thread.join(60)
     assert found == [b"abcd"]
     os.close(blob)
 
@@ -153,7 +153,7 @@ def test_records_may_arrive_byte_by_byte(pipe):
     thread.start()
     for byte in record(WATERMARK, 3) + record(WATERMARK, 7) + record(END, 10):
         os.write(pipe["write"], bytes([byte]))
-    thread.join(5)
+    thread.join(60)
     assert found == [data]
     os.close(blob)
 

@@ -30,14 +30,21 @@ async def began(gate) -> None:
         await asyncio.sleep(0)
 
 
+async def nothing_runs(gate) -> None:
+    while gate.running:
+        await asyncio.sleep(0)
+
+
 async def test_a_deadline_reaches_the_work(tmp_path, slow):
     async with served(tmp_path / "s", slow) as (gate, stub, _runtime):
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await stub.PullImage(PULL, timeout=0.05)
-        assert error.value.code() is Code.DEADLINE_EXCEEDED
-        while gate.running:
-            await asyncio.sleep(0)
-        assert slow.cancelled == 1
+        seconds = 0.05
+        while not slow.pulled:  # on a machine that is too busy for this deadline the work has not begun
+            seconds *= 2
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await stub.PullImage(PULL, timeout=seconds)
+            assert error.value.code() is Code.DEADLINE_EXCEEDED
+            await nothing_runs(gate)
+        assert slow.cancelled == len(slow.pulled) == 1
 
 
 @pytest.mark.parametrize("answers", ["never", "at once", "with an error"])
@@ -49,8 +56,7 @@ async def test_a_deadline_of_a_millisecond_begins_no_pull(tmp_path, slow, answer
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await stub.PullImage(PULL, timeout=0.001)
             assert error.value.code() is Code.DEADLINE_EXCEEDED
-        while gate.running:
-            await asyncio.sleep(0)
+        await nothing_runs(gate)
     assert slow.pulled == []
 
 
@@ -77,8 +83,7 @@ async def test_a_call_whose_deadline_passed_before_its_turn_is_not_begun(tmp_pat
             await asyncio.sleep(0)
         over.wait(30)
         assert await client is Code.DEADLINE_EXCEEDED
-        while gate.running:
-            await asyncio.sleep(0)
+        await nothing_runs(gate)
     assert slow.cancelled == len(slow.pulled)
 
 
@@ -96,8 +101,7 @@ async def test_a_cancelled_caller_cancels_the_work(tmp_path, slow):
         call = stub.PullImage(PULL)
         await began(gate)
         call.cancel()
-        while gate.running:
-            await asyncio.sleep(0)
+        await nothing_runs(gate)
         assert slow.cancelled == 1
 
 
@@ -135,7 +139,7 @@ async def test_what_still_runs_at_the_end_is_unavailable(tmp_path, slow, hurried
 
 async def test_draining_an_idle_server_takes_no_time(tmp_path, slow):
     async with served(tmp_path / "s", slow) as (gate, _stub, _runtime):
-        await asyncio.wait_for(gate.drain(3600, asyncio.Event()), 1)
+        await asyncio.wait_for(gate.drain(3600, asyncio.Event()), 60)
 
 
 async def test_a_stream_that_is_given_up_leaves_the_gate(tmp_path):
@@ -144,5 +148,5 @@ async def test_a_stream_that_is_given_up_leaves_the_gate(tmp_path):
         call.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await call.read()
-        await gate.drain(1, asyncio.Event())
+        await gate.drain(60, asyncio.Event())
         assert gate.running == 0

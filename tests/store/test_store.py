@@ -61,7 +61,7 @@ async def opened(root: Path) -> AsyncIterator[Store]:
 
 async def removed(store: Store) -> None:
     await store.forget_image(CONFIG)
-    await store.emptied(5.0)
+    await store.emptied()  # at the lowest priority: however long that takes
 
 
 async def kept(store: Store, lease: Lease) -> None:
