@@ -122,7 +122,8 @@ class Daemon:
     def check_nothing_happened(self) -> None:
         """The universal post-condition: nothing around changed, nothing is left, nothing held up the loop."""
         assert self.listed() == 0, self.listed()
-        self._wait_until_nothing_is_left()
+        left = self.shim.left_in_the_end()
+        assert left == [], left
         assert self._around() == self.around
         self._settle()
         loop = self.loop()
@@ -137,19 +138,12 @@ class Daemon:
     def memory_growth_bytes(self) -> int:
         return self._memory() - self.memory
 
-    def _wait_until_nothing_is_left(self) -> None:
-        """A pull that has answered may give back its lease a moment later."""
-        limit = time.monotonic() + SECONDS
-        while left := self.shim.leftovers():
-            assert time.monotonic() < limit, left
-            time.sleep(0.05)
-
     def _settle(self) -> None:
         """Wait until what a pull cost is given back: descriptors, threads, processes."""
         limit = time.monotonic() + SECONDS
         while any(now > then + more for now, then, more in zip(self._costs(), self.before, POOLS, strict=True)):
             assert time.monotonic() < limit, (self._costs(), self.before)
-            time.sleep(0.01)
+            time.sleep(0.002)
 
     def _costs(self) -> tuple[int, int, int]:
         helpers = children(self.pid)

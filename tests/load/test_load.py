@@ -91,7 +91,7 @@ def test_a_thousand_pulls_of_one_image_with_two_credentials(tmp_path, registry):
 
 @pytest.mark.needs("root")  # the daemon lets nobody else look at its descriptors
 def test_a_thousand_pulls_cost_a_registry_what_one_costs(tmp_path, registry):
-    one, many = (big_image(name, layers=4, files=8000, file_bytes=2_000) for name in ("one", "many"))
+    one, many = (big_image(name, layers=4, files=1000, file_bytes=16_000) for name in ("one", "many"))
     registry.add("one", one, tag="1")
     registry.add("many", many, tag="1")
     with serving(tmp_path, registry) as shim:

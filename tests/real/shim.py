@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.real.programs import run, stop
 from tests.unspoken import KNOWN, Life, files_below, page
 
 START_SECONDS = 60
+EMPTY_SECONDS = 120  # the helper unlinks at the lowest priority
 
 
 class Shim:
@@ -133,11 +135,17 @@ class Shim:
 
         What is thrown away lies in trash/ until it is unlinked in the background: that is waited for.
         """
-        for _ in range(200):
-            found = self._files()
-            if not any(path.startswith("trash/") for path in found):
-                break
-            time.sleep(0.05)
+        return self.once_gone(lambda found: not any(path.startswith("trash/") for path in found))
+
+    def left_in_the_end(self) -> list[str]:
+        """What of that stays: a pull that has answered may give back its lease a moment later."""
+        return self.once_gone(lambda found: not found)
+
+    def once_gone(self, gone: Callable[[list[str]], bool]) -> list[str]:
+        """What lies there when *gone* says that the rest has gone, or after a long time."""
+        deadline = time.monotonic() + EMPTY_SECONDS
+        while not gone(found := self._files()) and time.monotonic() < deadline:
+            time.sleep(0.005)
         return found
 
     def _files(self) -> list[str]:

@@ -62,18 +62,18 @@ def test_unknown_image(shim, registry):
     message = refused(shim, f"{registry.host}/no/such:1", code="NotFound")
     assert registry.host in message
     assert "no/such" in message
-    assert shim.leftovers() == []
+    assert shim.left_in_the_end() == []
 
 
 def test_unknown_tag(shim, registry, stacks):
     refused(shim, f"{registry.host}/stack/many:nope", code="NotFound")
-    assert shim.leftovers() == []
+    assert shim.left_in_the_end() == []
 
 
 @pytest.mark.parametrize("name", ["upper/CASE:1", "a//b", "host/image:tag:tag", "image@sha256:short"])
 def test_bad_name(shim, name):
     refused(shim, name, code="InvalidArgument")
-    assert shim.leftovers() == []
+    assert shim.left_in_the_end() == []
 
 
 def test_unreachable_host(shim):
@@ -82,7 +82,7 @@ def test_unreachable_host(shim):
     message = refused(shim, f"{host}/some/image:1", code="Unknown")
     assert "RegistryUnavailable: " in message
     assert host in message
-    assert shim.leftovers() == []
+    assert shim.left_in_the_end() == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_wrong_password(place, words, code):
             message = refused(shim, f"{registry.host}/secret/image:1", *words, code=code)
             assert registry.host in message
             assert "401" in message
-            assert shim.leftovers() == []
+            assert shim.left_in_the_end() == []
             # The same daemon, the right password.
             shim.crictl("pull", "--creds", f"puller:{SECRET}", f"{registry.host}/secret/image:1")
             assert SECRET not in shim.log.read_text()
@@ -160,9 +160,12 @@ def test_damaged_blob(place, broken, change, codes):
 
 def left_of(shim, digest):
     """Nothing of the damaged blob is left; a sound layer of the image may stay to be used again."""
-    left = shim.leftovers()
     hex_ = digest.removeprefix("sha256:")
-    return [path for path in left if hex_ in path or path.startswith(("staging/", "trash/", "ingest/"))]
+
+    def of_it(left):
+        return [path for path in left if hex_ in path or path.startswith(("staging/", "trash/", "ingest/"))]
+
+    return of_it(shim.once_gone(lambda left: not of_it(left)))
 
 
 def test_a_repaired_registry_is_enough(place, broken):
@@ -187,7 +190,7 @@ def test_wrong_diff_id(place, registry):
     with node(place, registry.host) as shim:
         message = refused(shim, f"{registry.host}/wrong/diff:1", code="FailedPrecondition")
         assert lie in message
-        assert shim.leftovers() == []
+        assert shim.left_in_the_end() == []
 
 
 def start_and_fail(shim, *words):
