@@ -109,7 +109,7 @@ async def test_a_runtime_that_does_not_come_holds_up_no_prepull(tmp_path, regist
             begun.set()
 
     config = type(config_for(tmp_path, registry))(adopt=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await serve._at_first(config, Images(), Prepull())
     assert begun.is_set()
 

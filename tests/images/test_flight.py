@@ -229,7 +229,7 @@ async def test_it_ends_when_the_grace_is_over() -> None:
         return 1
 
     await left(flights, work)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await ended.wait()
     assert "k" not in flights
 

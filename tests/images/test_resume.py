@@ -135,7 +135,7 @@ async def test_an_empty_blob_that_is_wrong_is_refused_once(tmp_path: Path, regis
     wrong = replace(honest, manifest=to_json(manifest))
     registry.add("app", wrong, tag="1")
     registry.on("GET", honest.layers[0].digest, status(200))
-    async with asyncio.timeout(20), running_images(config_for(tmp_path, registry)) as images:
+    async with asyncio.timeout(60), running_images(config_for(tmp_path, registry)) as images:
         with pytest.raises(ContentRejected, match="sent 0 bytes whose digest is"):
             await images.pull(f"{registry.host}/app:1", None)
     assert registry.count("GET", honest.layers[0].digest) == 1

@@ -95,7 +95,7 @@ def without_blobs(registry: FakeRegistry, repository: str, image: FakeImage, *di
 
 
 async def arriving(registry: FakeRegistry, digest: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not registry.count("GET", digest):
             await asyncio.sleep(0)
 

@@ -166,10 +166,10 @@ def test_links_of_lower_layers_are_not_followed(ground):
     "entries", [S("l", "l") + F("l/x"), S("a", "b") + S("b", "a") + F("a/x"), S("a", "b/../a") + D("b") + F("a/x")]
 )
 def test_circles_are_refused_quickly(ground, entries):
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(LayerRejected):
         ground.apply(tar(entries))
-    assert time.monotonic() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_forty_links_lead_on_and_no_more(ground):

@@ -131,9 +131,9 @@ def test_headers_of_members_are_bounded():
 
 
 def test_many_empty_members(inflater):
-    start = time.monotonic()
+    start = time.thread_time()
     assert undo(zipped(b"") * 50_000 + zipped(TEXT)) == TEXT
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
 
 
 @pytest.mark.parametrize("size", [1, 1000, 65536])
@@ -245,9 +245,9 @@ def test_a_frame_must_be_complete_for_the_library_as_well(monkeypatch):
 
 
 def test_many_empty_frames():
-    start = time.monotonic()
+    start = time.thread_time()
     assert undo(framed(b"") * 20_000 + framed(TEXT)) == TEXT
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
 
 
 def test_a_bomb_is_given_in_small_pieces():

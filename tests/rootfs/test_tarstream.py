@@ -266,10 +266,10 @@ BAD = {
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("case", BAD)
 def test_bad_archives(case, step):
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(LayerRejected):
         read(BAD[case], step)
-    assert time.monotonic() - start < 20
+    assert time.thread_time() - start < 20
 
 
 LIMITED = {
