@@ -60,7 +60,7 @@ def assemble(record: Reader, root: int) -> Iterator[bytes]:
         LayerRejected: the record is damaged.
         OSError: something could not be read.
     """
-    files = _Files(root)
+    files = Files(root)
     try:
         for piece in read_record(record):
             if piece.size_bytes:
@@ -127,8 +127,8 @@ def _name(fields: dict[str, object]) -> bytes:
     return str(fields["name"]).encode("utf-8") if encoded is None else a2b_base64(str(encoded), strict_mode=True)
 
 
-class _Files:
-    """Files of a tree by their names in the tar; the directory of the latest one stays open."""
+class Files:
+    """Files of the tree *root* by their names in the tar; the directory of the latest one stays open until `close`."""
 
     def __init__(self, root: int) -> None:
         self._root = root
@@ -136,13 +136,18 @@ class _Files:
         self._directory = -1
 
     def close(self) -> None:
+        """Close that directory; the root stays the caller's."""
         if self._directory >= 0:
             os.close(self._directory)
         self._directory, self._name = -1, None
 
     def content(self, piece: Piece) -> Iterator[bytes]:
-        """Give the content of the file that *piece* names."""
-        file = self._open(piece.name)
+        """Give the content of the file that *piece* names.
+
+        Raises:
+            ContentMismatch, OSError: as `assemble`.
+        """
+        file = self.open(piece.name)
         try:
             if os.fstat(file).st_size != piece.size_bytes:
                 raise _differs(piece.name)
@@ -156,7 +161,12 @@ class _Files:
         finally:
             os.close(file)
 
-    def _open(self, name: bytes) -> int:
+    def open(self, name: bytes) -> int:
+        """Open the regular file *name*; the descriptor is the caller's.
+
+        Raises:
+            ContentMismatch, OSError: as `assemble`.
+        """
         parent, _, base = clean(name).rpartition(b"/")
         try:
             if parent != self._name:

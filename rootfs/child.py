@@ -26,6 +26,7 @@ from rootfs.errors import (
     RootfsError,
     from_os_error,
 )
+from rootfs.scrub import scrub
 from rootfs.watermarks import FollowingReader
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rootfs.compression import Reader
     from rootfs.digest import Digest
     from rootfs.limits import Limits
+    from rootfs.scrub import Order
 
 DONE: Final = 0
 """The result lies in the body."""
@@ -188,3 +190,39 @@ def _check(applied: Applied, order: Unpacking) -> None:
         raise ContentMismatch(f"the blob should have {order.size_bytes} bytes, it has {applied.blob_size_bytes}")
     if applied.blob != order.blob:
         raise ContentMismatch(f"the blob should have the digest {order.blob}, it has {applied.blob}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbing:
+    """One layer to look at: what it should be, its bounds, and as `Unpacking` what the child is held to.
+
+    `idle` leaves processor and disk to everybody else.
+    """
+
+    order: Order
+    limits: Limits
+    idle: bool
+    record: int
+    cpu_seconds: int
+    parts: Collection[str]
+    helper: int
+
+
+def scrub_layer(scrubbing: Scrubbing) -> tuple[int, wire.Json]:
+    """Look at one layer in this process, confined; `RESULT` and `sandbox.ROOT`, its tree, are in place."""
+    if scrubbing.idle:
+        sandbox.stand_back()
+    bounds = sandbox.Bounds(
+        file_bytes=2 * wire.BODY_BYTES,
+        memory_bytes=_MEMORY_BYTES + 2 * scrubbing.limits.window_bytes,
+        cpu_seconds=scrubbing.cpu_seconds,
+        descriptors=_DESCRIPTORS,
+        parent=scrubbing.helper,
+        read_only=True,
+    )
+    missing = sandbox.confine(scrubbing.parts, bounds)
+    if missing:
+        raise HelperFailed("; ".join(f"the sandbox's {part} could not be had: {why}" for part, why in missing.items()))
+    found = scrub(scrubbing.record, sandbox.ROOT, scrubbing.order, scrubbing.limits)
+    wire.write_paths(RESULT, values.paths_of(found))
+    return DONE, {"value": values.from_scrubbed(found)}

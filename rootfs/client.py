@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from rootfs.chain import ChainEntry
     from rootfs.commit import Found
     from rootfs.digest import Digest
-    from rootfs.forms import FormMade
+    from rootfs.forms import Form, FormMade
     from rootfs.graft import Reach
     from rootfs.limits import Limits
     from rootfs.remove import Stuck
+    from rootfs.scrub import Flaw, Order, Scrubbed
 
 __all__ = ("Cost", "Helper", "Job", "Options", "Zygote")
 
@@ -199,6 +200,54 @@ class Helper:
     def reach(self) -> Job[Reach]:
         """Find out how files would come into the root of the runtime: by link, reflink or copy."""
         return self._ask("reach", "", {}, values.to_reach)
+
+    def scrub(self, name: str, order: Order, limits: Limits, *, idle: bool) -> Job[Scrubbed]:
+        """Compare the layer *name* with what was unpacked (`rootfs.scrub`), in a confined child.
+
+        Args:
+            name: of a plain layer.
+            order: what it should be; whether it is privileged the helper knows.
+            limits: bounds of the layer.
+            idle: leave processor and disk to everybody else.
+        """
+        arguments: wire.Json = {
+            "name": checked_name(name),
+            "order": values.from_order(order),
+            "limits": values.from_limits(limits),
+            "idle": idle,
+        }
+        return self._ask("scrub", "", arguments, values.to_scrubbed)
+
+    def unmarked(self, name: str, paths: tuple[bytes, ...], *, idle: bool) -> Job[tuple[Flaw, ...]]:
+        """Find those of the directories *paths* of the layer *name* that are not marked as opaque any more."""
+        arguments: wire.Json = {
+            "name": checked_name(name),
+            "paths": [wire.path_text(path) for path in paths],
+            "idle": idle,
+        }
+        return self._ask("unmarked", "", arguments, values.to_flaws)
+
+    def compare(self, name: str, form: Form, *, content: bool, bytes_per_second: int, idle: bool) -> Job[Scrubbed]:
+        """Compare the layer *name*, a form, with the layer that it was made of (`rootfs.likeness`).
+
+        Args:
+            name: of the form.
+            form: what it is a form of.
+            content: read files that are not the same inode.
+            bytes_per_second: how fast at most; 0 for as fast as it goes.
+            idle: leave processor and disk to everybody else.
+        """
+        arguments: wire.Json = {
+            "name": checked_name(name),
+            "source": checked_name(form.source),
+            "kind": form.kind,
+            "parents": [checked_name(one) for one in form.parents],
+            "implied": [wire.path_text(path) for path in form.implied],
+            "content": content,
+            "bytes_per_second": bytes_per_second,
+            "idle": idle,
+        }
+        return self._ask("compare", "", arguments, values.to_comparison)
 
     def close(self) -> None:
         """End the helper with all of its children; jobs fail with `HelperFailed`."""

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 CLOSE_SECONDS: Final = 5.0
 _SEND_BUFFER_BYTES: Final = 1 << 20
+_HOSTILE: Final = frozenset({"unpack", "scrub"})
+"""Jobs whose child reads what a stranger made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +49,34 @@ class Job(Generic[T]):
         cost: what it took, None until it has ended.
     """
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self.future: Future[T] = Future()
         self.future.set_running_or_notify_cancel()
         self.pid = 0
         self.cost: Cost | None = None
-        self._cancel = cancel
+        self._tell = tell
+
+    def pause(self) -> None:
+        """Stop the child until `resume`; what has ended stays so."""
+        self._tell("pause")
+
+    def resume(self) -> None:
+        """Let a paused child go on."""
+        self._tell("resume")
 
     def cancel(self) -> None:
         """Kill the child; the future then fails with `JobCancelled`, and nothing of the job is left.
 
         A job that ended first keeps its outcome.
         """
-        self._cancel()
+        self._tell("cancel")
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     """A job that was sent, the name under staging that it is about, and how to read its result.
 
-    `small` is for the unpacker's, which is hostile: little JSON, and paths.
+    `small` is for those of `_HOSTILE` jobs: little JSON, and paths.
     """
 
     job: Job[Any]
@@ -120,8 +130,8 @@ class Connection:
         with self._lock:
             self._last += 1
             number = self._last
-            job: Job[T] = Job(lambda: self._cancel(number))
-            self._waiting[number] = _Waiting(job, what[1], read, small=what[0] == "unpack")
+            job: Job[T] = Job(lambda order: self._order(number, order))
+            self._waiting[number] = _Waiting(job, what[1], read, small=what[0] in _HOSTILE)
         try:
             body = wire.made_body(arguments)
         except (OSError, RootfsError, MemoryError) as error:
@@ -140,12 +150,12 @@ class Connection:
     def _buried(self) -> HelperFailed | None:
         return HelperFailed(self._reason) if self._reason else None
 
-    def _cancel(self, number: int) -> None:
+    def _order(self, number: int, order: str) -> None:
         with self._lock:
             if number not in self._waiting:
                 return
         try:
-            self._send({"id": number, "do": "cancel"})
+            self._send({"id": number, "do": order})
         except OSError:
             # It is gone, or so far behind that it can only be ended; either way its jobs fail.
             self._kill()

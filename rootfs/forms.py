@@ -32,6 +32,16 @@ _LOOKUPS: Final = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """What a form was made of: the layer *source*, the layers below it, nearest first, and what it implied."""
+
+    kind: str
+    source: str
+    parents: tuple[str, ...] = ()
+    implied: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FormMade:
     """What a form costs beside the layer that it was made from.
 
@@ -73,16 +83,18 @@ class Look:
         )
 
 
-def _is_private(name: bytes) -> bool:
+def is_private(name: bytes) -> bool:
+    """Tell whether an attribute is overlayfs's own, or for privileged processes only."""
     return name.startswith((b"trusted.", *PRIVATE_PREFIXES))
 
 
-def _is_opaque_mark(name: bytes) -> bool:
+def is_opaque_mark(name: bytes) -> bool:
+    """Tell whether an attribute marks an opaque directory."""
     return name in (OPAQUE_TRUSTED, OPAQUE_USER)
 
 
 def _look(directory: int) -> Look:
-    public = {name: value for name, value in attributes(directory).items() if not _is_private(name)}
+    public = {name: value for name, value in attributes(directory).items() if not is_private(name)}
     return Look(os.fstat(directory), tuple(sorted(public.items())))
 
 
@@ -268,9 +280,9 @@ class _Form:
     def _give_metadata(self, source: int, target: int, path: bytes) -> None:
         look = self._looks.get(path)
         if look is None:
-            copy_metadata(source, target, without=_is_opaque_mark if self._bottom else lambda _: False)
+            copy_metadata(source, target, without=is_opaque_mark if self._bottom else lambda _: False)
             return
-        marks = {name: value for name, value in attributes(source).items() if _is_private(name)}
+        marks = {name: value for name, value in attributes(source).items() if is_private(name)}
         set_metadata(target, look.status, marks | dict(look.extended))
 
 

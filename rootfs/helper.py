@@ -29,7 +29,15 @@ from rootfs import child, jobs, sandbox, values, wire, zygote
 from rootfs.apply import apply_layer
 from rootfs.errors import HelperFailed, NoSpace, RootfsError
 from rootfs.failpoints import arm
-from rootfs.layout import Layout, checked_name, make_record, make_staged_diff, move_to_trash, open_layout
+from rootfs.layout import (
+    Layout,
+    checked_name,
+    make_record,
+    make_staged_diff,
+    move_to_trash,
+    open_layer,
+    open_layout,
+)
 from rootfs.overlay import OPAQUE_USER
 from rootfs.probe import Facts, find_facts
 from rootfs.writeback import Writeback
@@ -45,6 +53,7 @@ MAX_STAGED: Final = 4096
 _MAKING: Final = ("unpack", "form")
 _LITTERING: Final = ("recover", "chain", "unchain")
 _DESCRIPTORS: Final = {"unpack": 3}
+_ORDERS: Final = {"cancel": signal.SIGKILL, "pause": signal.SIGSTOP, "resume": signal.SIGCONT}
 _GOOD: Final = (child.DONE, child.NOTHING)
 _LAST_WAIT_SECONDS: Final = 1.0
 _MAX_DESCRIPTORS: Final = 65_536
@@ -137,8 +146,8 @@ class _Server:
         if message is None:
             raise _Gone
         number, kind = values.count(message.content.get("id")), values.text(message.content.get("do"))
-        if kind == "cancel":
-            self._cancel(number)
+        if kind in _ORDERS:
+            self._order_child(number, kind)
             return
         job = _Job(number, kind, values.text(message.content.get("staging")))
         try:
@@ -174,6 +183,8 @@ class _Server:
             self._fork(job, lambda: self._unpack(job, descriptors))
             if self._writeback is not None:
                 self._writeback.begun()
+        elif job.kind == "scrub":
+            self._fork(job, lambda: self._scrub(job, descriptors[0]))
         elif job.kind in jobs.JOBS and job.kind != "mark":
             self._check_recover(job)
             self._fork(job, lambda: self._do(job, job.kind, descriptors[0]))
@@ -199,11 +210,11 @@ class _Server:
         if entry is not None and entry.busy:
             raise HelperFailed(f"a job still works on {staging!r}")
 
-    def _cancel(self, number: int) -> None:
+    def _order_child(self, number: int, order: str) -> None:
         job = self._jobs.get(number)
         if job is not None:
-            job.cancelled = True
-            os.kill(job.pid, signal.SIGKILL)
+            job.cancelled = job.cancelled or order == "cancel"
+            os.kill(job.pid, _ORDERS[order])
 
     def _tell(self, job: _Job, message: wire.Json, descriptors: tuple[int, ...] = ()) -> None:
         if job.number:
@@ -255,6 +266,34 @@ class _Server:
             parts=self._facts.parts,
             helper=self._pid,
             record=child.RECORD if self._options.tar_split else -1,
+        )
+
+    def _scrub(self, job: _Job, body: int) -> NoReturn:
+        """In the child: read the order, open the layer, and look at it."""
+
+        def work() -> tuple[int, wire.Json]:
+            return child.scrub_layer(scrubbing)
+
+        try:
+            arguments = wire.read_body(body)
+            tree, record = open_layer(self._layout, values.text(arguments["name"]))
+            wanted = {3: record if record >= 0 else body, 4: body, child.RESULT: job.result, sandbox.ROOT: tree}
+            scrubbing = self._scrubbing(arguments, 3 if record >= 0 else -1)
+        except (OSError, RootfsError, KeyError) as error:
+            child.run(job.result, _raising(error))
+        child.leave_helper(wanted)
+        child.run(child.RESULT, work)
+
+    def _scrubbing(self, arguments: wire.Json, record: int) -> child.Scrubbing:
+        order = values.to_order(arguments["order"])
+        return child.Scrubbing(
+            order=dataclasses.replace(order, privileged=self._facts.privileged),
+            limits=values.to_limits(arguments["limits"]),
+            idle=bool(arguments["idle"]),
+            record=record,
+            cpu_seconds=self._options.cpu_seconds,
+            parts=self._facts.parts,
+            helper=self._pid,
         )
 
     def _do(self, job: _Job, kind: str, body: int) -> NoReturn:

@@ -21,7 +21,9 @@ from rootfs.flatten import flatten
 from rootfs.forms import KINDS, FormMade, inherited, make_form, mark_opaque
 from rootfs.graft import graft, open_runtime, reach
 from rootfs.layout import Layout, make_staged_diff, open_diff, open_staged_diff
+from rootfs.likeness import compare_form
 from rootfs.remove import empty_directory
+from rootfs.scrub import unmarked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -154,6 +156,39 @@ def _reach(work: Work) -> Outcome:
     return child.DONE, {"value": dataclasses.asdict(reach(work.layout, work.runtime))}
 
 
+def _unmarked(work: Work) -> Outcome:
+    _stand_back(work)
+    if not work.opaque:
+        raise RootfsError("the file system of the store has no extended attributes to mark opaque directories with")
+    paths = [wire.path_bytes(path) for path in values.array(work.arguments["paths"])]
+    tree = open_diff(work.layout, values.text(work.arguments["name"]))
+    lost = unmarked(tree, paths, work.opaque.encode("ascii"))
+    return child.DONE, {"value": values.from_flaws(lost)}
+
+
+def _compare(work: Work) -> Outcome:
+    """Compare a form with the layer that it was made of."""
+    _stand_back(work)
+    kind = values.text(work.arguments["kind"])
+    source = open_diff(work.layout, values.text(work.arguments["source"]))
+    form = open_diff(work.layout, values.text(work.arguments["name"]))
+    looks = _looks(work, source) if kind == "chain" else {}
+    found = compare_form(
+        source,
+        form,
+        bottom=kind == "bottom",
+        looks=looks,
+        content=bool(work.arguments["content"]),
+        bytes_per_second=values.count(work.arguments["bytes_per_second"]),
+    )
+    return child.DONE, {"value": values.from_comparison(found)}
+
+
+def _stand_back(work: Work) -> None:
+    if work.arguments["idle"]:
+        sandbox.stand_back()
+
+
 JOBS: Final[dict[str, Callable[[Work], Outcome]]] = {
     "mark": _mark,
     "form": _form,
@@ -165,6 +200,8 @@ JOBS: Final[dict[str, Callable[[Work], Outcome]]] = {
     "unchain": _unchain,
     "graft": _graft,
     "reach": _reach,
+    "unmarked": _unmarked,
+    "compare": _compare,
 }
 
 

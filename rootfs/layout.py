@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,6 +87,30 @@ def open_diff(layout: Layout, name: str) -> int:
         FileNotFoundError: there is no such layer.
     """
     return _nested(layout.overlay, name)
+
+
+def open_layer(layout: Layout, name: str) -> tuple[int, int]:
+    """Open the tree of the layer *name*, and the record of its tar; -1 for a record that is no file, or not there.
+
+    Raises:
+        FileNotFoundError: there is no such layer.
+    """
+    tree = open_diff(layout, name)
+    try:
+        outer = os.open(checked_name(name), _DIRECTORY | os.O_NOFOLLOW, dir_fd=layout.overlay)
+    except BaseException:
+        os.close(tree)
+        raise
+    try:
+        record = os.open(RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=outer)
+    except OSError:
+        return tree, -1
+    finally:
+        os.close(outer)
+    if not stat.S_ISREG(os.fstat(record).st_mode):
+        os.close(record)
+        return tree, -1
+    return tree, record
 
 
 def open_staged_diff(layout: Layout, staging: str) -> int:

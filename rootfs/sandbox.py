@@ -65,6 +65,7 @@ class Bounds:
         cpu_seconds: processor time.
         descriptors: open at a time.
         parent: process id of the helper, which must still be there.
+        read_only: the layer's directory cannot be written to.
     """
 
     file_bytes: int
@@ -72,6 +73,7 @@ class Bounds:
     cpu_seconds: int
     descriptors: int
     parent: int
+    read_only: bool = False
 
 
 def leave_namespaces() -> None:
@@ -134,13 +136,14 @@ def _die_with_parent(bounds: Bounds) -> None:
     die_with_parent(bounds.parent)
 
 
-def _own_root(_: Bounds) -> None:
+def _own_root(bounds: Bounds) -> None:
     """Make the directory at `ROOT` the root of a mount namespace in which nothing else is mounted."""
     os.fchdir(ROOT)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     tree = syscalls.open_tree(syscalls.AT_FDCWD, b".", syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
-    syscalls.mount_setattr(tree, _MOUNT_FLAGS, syscalls.MOUNT_ATTR_ATIME_MASK)
+    flags = _MOUNT_FLAGS | (syscalls.MOUNT_ATTR_RDONLY if bounds.read_only else 0)
+    syscalls.mount_setattr(tree, flags, syscalls.MOUNT_ATTR_ATIME_MASK)
     syscalls.move_mount(tree, syscalls.AT_FDCWD, b".")
     os.fchdir(tree)
     os.close(tree)
@@ -159,6 +162,14 @@ def _set_limits(bounds: Bounds) -> None:
     limit_processor_time(bounds.cpu_seconds)
     _set_limit(resource.RLIMIT_AS, bounds.memory_bytes)
     _set_limit(resource.RLIMIT_CORE, 0)
+
+
+def stand_back() -> None:
+    """Leave processor and disk to everybody else."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        syscalls.ioprio_set_idle()
 
 
 def limit_processor_time(seconds: int) -> None:

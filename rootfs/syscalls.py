@@ -42,6 +42,7 @@ OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x00000004
 
+MOUNT_ATTR_RDONLY: Final = 0x00000001
 MOUNT_ATTR_NOSUID: Final = 0x00000002
 MOUNT_ATTR_NODEV: Final = 0x00000004
 MOUNT_ATTR_NOEXEC: Final = 0x00000008
@@ -63,6 +64,8 @@ SECCOMP_SET_MODE_FILTER: Final = 1
 
 IOPRIO_WHO_PROCESS: Final = 1
 IOPRIO_CLASS_BE: Final = 2
+IOPRIO_CLASS_IDLE: Final = 3
+RENAME_EXCHANGE: Final = 2
 
 # The kernel may ask to try a resolution again when a rename raced it; a bound, so that a renamer cannot hold us here.
 _RESOLVE_TRIES: Final = 128
@@ -291,3 +294,8 @@ def seccomp(program: bytes) -> None:
 def ioprio_set(priority: int) -> None:
     """Set the best-effort I/O priority of this process: 0 is first, 7 is last."""
     _call("ioprio_set", IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_BE << 13 | priority)
+
+
+def ioprio_set_idle() -> None:
+    """Have this process served by the disk only when nobody else wants to be."""
+    _call("ioprio_set", IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE << 13)

@@ -17,6 +17,7 @@ from rootfs.forms import FormMade
 from rootfs.graft import WAYS, Reach
 from rootfs.limits import Limits
 from rootfs.remove import Stuck
+from rootfs.scrub import FLAWS, Flaw, Order, Scrubbed
 from rootfs.tarsplit import REPLACED, TOO_LONG, Record
 from rootfs.wire import path_bytes, path_text, printable
 
@@ -251,3 +252,102 @@ def to_stuck(value: object) -> tuple[Stuck, ...]:
     """
     pairs = [_pair(pair) for pair in array(value)]
     return tuple(Stuck(text(name), text(reason)) for name, reason in pairs)
+
+
+def from_scrubbed(scrubbed: Scrubbed) -> dict[str, object]:
+    """Write down what was found in a layer; its paths, those of flaws first, go beside it (`wire.write_paths`)."""
+    return {
+        "flaws": [flaw.what[:_SKIPPED] for flaw in scrubbed.flaws],
+        "more": scrubbed.more,
+        "compared": scrubbed.compared,
+        "entries": scrubbed.entries,
+        "read_bytes": scrubbed.read_bytes,
+        "opaque": len(scrubbed.opaque),
+    }
+
+
+def to_scrubbed(value: object) -> Scrubbed:
+    """Read what was found in a layer, from `wire.read_result`.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    fields = _fields(value, ("paths", *(field.name for field in dataclasses.fields(Scrubbed))))
+    paths, whats, compared = fields["paths"], array(fields["flaws"]), fields["compared"]
+    if not isinstance(paths, tuple) or len(whats) > FLAWS or len(paths) != len(whats) + count(fields["opaque"]):
+        raise HelperFailed("a result has another number of paths than it says")
+    if not isinstance(compared, bool):
+        raise HelperFailed("a result is not what was asked for")
+    return Scrubbed(
+        flaws=tuple(Flaw(path, printable(text(what))) for path, what in zip(paths, whats, strict=False)),
+        more=count(fields["more"]),
+        compared=compared,
+        entries=count(fields["entries"]),
+        read_bytes=count(fields["read_bytes"]),
+        opaque=paths[len(whats) :],
+    )
+
+
+def paths_of(scrubbed: Scrubbed) -> tuple[bytes, ...]:
+    """Return the paths that go beside it."""
+    return (*(flaw.path for flaw in scrubbed.flaws), *scrubbed.opaque)
+
+
+def from_order(order: Order) -> dict[str, object]:
+    """Write down what to compare a tree with."""
+    record = None if order.record is None else str(order.record)
+    return {
+        **dataclasses.asdict(order),
+        "diff_id": str(order.diff_id),
+        "record": record,
+        "skipped": sorted(order.skipped),
+    }
+
+
+def to_order(value: object) -> Order:
+    """Read what to compare a tree with.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    fields = _fields(value, tuple(field.name for field in dataclasses.fields(Order)))
+    return Order(
+        diff_id=digest(fields["diff_id"]),
+        record=None if fields["record"] is None else digest(fields["record"]),
+        skipped=frozenset(text(one) for one in array(fields["skipped"])),
+        content=bool(fields["content"]),
+        bytes_per_second=count(fields["bytes_per_second"]),
+        privileged=bool(fields["privileged"]),
+    )
+
+
+def from_flaws(flaws: tuple[Flaw, ...]) -> list[object]:
+    """Write down flaws that a trusted job found."""
+    return [[path_text(flaw.path), flaw.what] for flaw in flaws]
+
+
+def to_flaws(value: object) -> tuple[Flaw, ...]:
+    """Read flaws that a trusted job found.
+
+    Raises:
+        HelperFailed: they are not that.
+    """
+    pairs = [_pair(pair) for pair in array(value)]
+    return tuple(Flaw(path_bytes(path), printable(text(what))) for path, what in pairs)
+
+
+def from_comparison(scrubbed: Scrubbed) -> dict[str, object]:
+    """Write down how a form compared."""
+    return {**dataclasses.asdict(scrubbed), "flaws": from_flaws(scrubbed.flaws)}
+
+
+def to_comparison(value: object) -> Scrubbed:
+    """Read how a form compared.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    fields = _fields(value, tuple(field.name for field in dataclasses.fields(Scrubbed)))
+    more, entries, read_bytes = (count(fields[name]) for name in ("more", "entries", "read_bytes"))
+    compared = bool(fields["compared"])
+    return Scrubbed(to_flaws(fields["flaws"]), more, compared=compared, entries=entries, read_bytes=read_bytes)

@@ -13,6 +13,7 @@ from rootfs.apply import Applied, apply_layer
 from rootfs.assemble import verify
 from rootfs.digest import Digest
 from rootfs.limits import Limits
+from rootfs.scrub import Order, scrub
 from tests.fakes.descriptors import opened_within
 
 UP = "../" * 14
@@ -118,6 +119,8 @@ class Ground:
                 )
                 self.record = os.pread(record_fd, os.fstat(record_fd).st_size, 0)
                 self.compare(applied, root_fd)
+                limits = dataclasses.replace(Limits(), **changes)
+                self.scrub(applied, root_fd, record_fd, privileged=privileged, limits=limits)
                 return applied
             finally:
                 os.close(root_fd)
@@ -134,6 +137,20 @@ class Ground:
         assert applied.record.digest == Digest.of(self.record)
         with contextlib.nullcontext() if os.geteuid() == 0 else contextlib.suppress(PermissionError):
             assert verify(io.BytesIO(self.record), root_fd, applied.diff_id) == applied.diff_size_bytes
+
+    def scrub(self, applied: Applied, root_fd: int, record_fd: int, *, privileged: bool | None, limits: Limits) -> None:
+        """What was unpacked just now is what was unpacked."""
+        order = Order(
+            diff_id=applied.diff_id,
+            record=applied.record.digest,
+            skipped=frozenset(kind for kind, _ in applied.skipped),
+            content=True,
+            bytes_per_second=0,
+            privileged=os.geteuid() == 0 if privileged is None else privileged,
+        )
+        os.lseek(record_fd, 0, os.SEEK_SET)
+        found = scrub(record_fd, root_fd, order, limits)
+        assert (found.flaws, found.more) == ((), 0)
 
     def names(self) -> set[str]:
         """Every name beneath the root."""
