@@ -59,6 +59,10 @@ def render(answer: Mapping[str, Any]) -> str:
     lines += [f"pulling {pull['name']}: {pull['phase']}, {pull['seconds']:.1f}s" for pull in answer.get("pulls", ())]
     lines += [_published(name, told) for name, told in answer.get("published", {}).items()]
     lines += [f"prepull {image['name']}: {image['state']}{_why(image)}" for image in answer.get("prepull", ())]
+    adoption = answer.get("adoption", {"state": "off"})
+    if adoption["state"] != "off":
+        lines.append(f"taking over the runtime's images: {adoption['state']}{_why(adoption)}")
+        lines += [f"not taken over: {one['name']} ({one['failure']})" for one in adoption["left"]]
     return "\n".join(lines)
 
 

@@ -262,7 +262,8 @@ class Config:
     )
     adopt: bool = _key(
         False,
-        "When there is no image here yet, take over those that containerd has pulled itself, from its content store.",
+        "When there is no image here yet, take over those that containerd has pulled itself, from its content store;\n"
+        "what was begun goes on at the next start.",
     )
     prepull: PrepullConfig = field(default_factory=PrepullConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)

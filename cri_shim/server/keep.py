@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError, InvalidReference
 from cri_shim.images.prepull import Prepull
 from cri_shim.oci.reference import parse_reference
-from cri_shim.server.status import is_bug
 
 if TYPE_CHECKING:
     from cri_shim.config.schema import Config
-    from cri_shim.images.service import Images
-
-_log = logging.getLogger(__name__)
 
 
 def prepull_of(config: Config) -> Prepull:
@@ -27,16 +22,6 @@ def prepull_of(config: Config) -> Prepull:
         raise ConfigError(problems[0])
     pause = config.prepull.retry_seconds
     return Prepull(_names(config), first_alone=bool(config.prepull.sandbox), longest_pause_seconds=pause)
-
-
-async def adopt_at_first(config: Config, images: Images) -> None:
-    """Take over the runtime's own images where *config* says so and none is here; what fails is logged."""
-    if not config.adopt or images.images():
-        return
-    try:
-        await images.adopt()
-    except Exception as error:  # whatever it is: what is to be pulled at start is pulled all the same
-        _log.error("the runtime's images are not taken over: %s", error, exc_info=is_bug(error))
 
 
 def names_that_are_none(config: Config) -> list[str]:

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,13 +22,14 @@ import grpc
 from cri_shim.errors import ConfigError
 from cri_shim.log import fields
 from cri_shim.server.admin import admin_socket
+from cri_shim.server.adoption import AdoptAtFirst
 from cri_shim.server.convert import Spelling
 from cri_shim.server.dfpage import df_page
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
 from cri_shim.server.imagepage import image_page
 from cri_shim.server.importpage import import_page
-from cri_shim.server.keep import adopt_at_first, pinned_of, prepull_of
+from cri_shim.server.keep import pinned_of, prepull_of
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
@@ -138,10 +139,14 @@ async def _serve(
     gate = Gate()
     listen = path_of(config.listen)
     make_free(listen)
-    prepull = prepull_of(config)
+    prepull, adoption = prepull_of(config), AdoptAtFirst(Path(config.root), wanted=config.adopt)
     async with open_images() as images:
         pages: dict[str, Page] = {
-            "/status": lambda: {**_status(config, images, gate), "prepull": prepull.status()},
+            "/status": lambda: {
+                **_status(config, images, gate),
+                "prepull": prepull.status(),
+                "adoption": adoption.status(),
+            },
             "/pulls": images.records,
         }
         questions: dict[str, Question] = {
@@ -155,7 +160,7 @@ async def _serve(
             _listening(config, listen, images, gate),
             _telling(notifier, images),
             _while(reload.forever(again, notifier)),
-            _while(_at_first(config, images, prepull)),
+            _while(_at_first(adoption, images, prepull)),
         ):
             gc.freeze()  # what was loaded stays; to look through 5 000 images for garbage holds up calls for 90 ms
             particulars = fields(listen=listen, root=config.root, runtime=config.runtime, version=VERSION)
@@ -179,11 +184,13 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event, asyncio.Event]:
     return stop, hurry, again
 
 
-async def _at_first(config: Config, images: Images, prepull: Prepull) -> None:
+async def _at_first(adoption: AdoptAtFirst, images: Images, prepull: Prepull) -> None:
     """What the runtime has already need not be fetched; a runtime that does not come is not waited for."""
     async with asyncio.TaskGroup() as group:
-        adoption = group.create_task(adopt_at_first(config, images), name="adopt the runtime's images")
-        await asyncio.wait([adoption], timeout=ADOPT_SECONDS)
+        group.create_task(adoption.run(images), name="adopt the runtime's images")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ADOPT_SECONDS):
+                await adoption.tried.wait()
         await prepull.run(images)
 
 

@@ -59,7 +59,14 @@ def test_a_node_changes_over_and_back(place, layouts, which):
         assert blobs_of_layers(containerd)
         registry.close()
 
+        shim.environ["CRI_SHIM_FAILPOINTS"] = "image.recorded=kill@2"  # in the middle
         shim.start()
+        assert shim.process.wait(60)
+        del shim.environ["CRI_SHIM_FAILPOINTS"]
+        assert (shim.root / "adoption").read_text() == "begun"
+        shim.start()
+        until(lambda: shim.status()["adoption"]["state"] == "done")
+        assert shim.status()["adoption"]["left"] == []
         until(lambda: len(json.loads(shim.crictl("images", "-o", "json").stdout)["images"]) == 2)
         assert {name: shim.inspect(name)["status"]["id"] for name in theirs} == theirs
         until(lambda: not blobs_of_layers(containerd))
