@@ -140,10 +140,13 @@ class Helper:
         }
         return self._ask("form", staging, arguments, values.to_form_made)
 
-    def commit(self, staging: str, *, name: str, seal: bytes, sync: str, implied: bytes = b"") -> Job[bool]:
+    def commit(
+        self, staging: str, *, name: str, seal: bytes, sync: str, implied: bytes = b"", replace: bool = False
+    ) -> Job[bool]:
         """Sync what was made under *staging* and make it the layer *name* (`rootfs.commit`).
 
-        Whatever happens, nothing is left under *staging*: after a failure it must be made again.
+        Whatever happens, nothing is left under *staging*: after a failure it must be made again. With *replace* it
+        takes the place of a layer of that name, which stays under another one (`rootfs.commit.ASIDE`).
 
         Returns:
             A job whose result is False where the layer was there already.
@@ -153,6 +156,7 @@ class Helper:
             "seal": wire.path_text(seal),
             "implied": wire.path_text(implied),
             "sync": sync,
+            "replace": replace,
         }
         return self._ask("commit", staging, arguments, _to_bool)
 

@@ -26,6 +26,9 @@ SYNCS: Final = ("syncfs", "fsync", "off")
 SEAL_BYTES: Final = 1 << 14
 """The longest seal that is read back; a longer one counts as none."""
 
+ASIDE: Final = "damaged."
+"""How the names of directories in `overlay/` begin that a whole layer has taken the place of."""
+
 IMPLIED_BYTES: Final = 32 << 20
 """The longest list of implied directories."""
 
@@ -43,7 +46,15 @@ class Found:
 
 
 def commit(
-    layout: Layout, staging: str, *, name: str, seal: bytes, implied: bytes = b"", sync: str, filesystem: int
+    layout: Layout,
+    staging: str,
+    *,
+    name: str,
+    seal: bytes,
+    implied: bytes = b"",
+    sync: str,
+    filesystem: int,
+    replace: bool = False,
 ) -> bool:
     """Make the layer under *staging* the layer *name*; False when that was there already, and staging is left.
 
@@ -56,6 +67,8 @@ def commit(
         sync: "syncfs" (one call for the whole file system), "fsync" (each file), "off".
         filesystem: descriptor on the store's file system, opened before the first write of this layer and used for
             nothing else: an error of any write-back since then fails the commit.
+        replace: take the place of a layer that is there, which is damaged. Both change places in one step, so that
+            there is one at every moment; the old one stays beside it (`ASIDE`) for whoever has it mounted.
 
     Raises:
         OSError: writing or syncing failed; what lies under *staging* must not be committed again.
@@ -77,7 +90,7 @@ def commit(
         _sync(staged, sync, filesystem)
     finally:
         os.close(staged)
-    return _publish(layout, staging, name, synced=sync != "off")
+    return _publish(layout, staging, name, synced=sync != "off", replace=replace)
 
 
 def _write(directory: int, name: bytes, data: bytes) -> None:
@@ -107,13 +120,15 @@ def _sync(staged: int, sync: str, filesystem: int) -> None:
         sync_tree(staged)
 
 
-def _publish(layout: Layout, staging: str, name: str, *, synced: bool) -> bool:
+def _publish(layout: Layout, staging: str, name: str, *, synced: bool, replace: bool) -> bool:
     try:
         _rename_new(layout, staging.encode("ascii"), name.encode("ascii"))
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        if not replace:
             return False
-        raise
+        _exchange(layout, staging, name)
     make_link(layout, name)
     if synced:
         failpoint("layer.overlay.sync")
@@ -134,6 +149,27 @@ def _rename_new(layout: Layout, staging: bytes, name: bytes) -> None:
             raise
         failpoint("layer.rename.plain")
         os.rename(staging, name, src_dir_fd=layout.staging, dst_dir_fd=layout.overlay)
+
+
+def _exchange(layout: Layout, staging: str, name: str) -> None:
+    """Put the new layer in the place of the old one.
+
+    The new one leaves staging first: what lies there is unlinked at the next start, and the old one may be mounted.
+    """
+    aside = f"{ASIDE}{name[:64]}.{os.urandom(3).hex()}"
+    failpoint("layer.aside.rename")
+    os.rename(staging, aside, src_dir_fd=layout.staging, dst_dir_fd=layout.overlay)
+    new, old = aside.encode("ascii"), name.encode("ascii")
+    try:
+        failpoint("layer.exchange")
+        syscalls.renameat2(layout.overlay, new, layout.overlay, old, syscalls.RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        failpoint("layer.exchange.old")
+        os.rename(old, f"{aside[:-1]}-", src_dir_fd=layout.overlay, dst_dir_fd=layout.overlay)
+        failpoint("layer.exchange.new")
+        os.rename(new, old, src_dir_fd=layout.overlay, dst_dir_fd=layout.overlay)
 
 
 def sync_tree(root: int) -> None:

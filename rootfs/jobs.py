@@ -111,6 +111,7 @@ def _commit(work: Work) -> Outcome:
         implied=wire.path_bytes(work.arguments["implied"]),
         sync=values.text(work.arguments["sync"]),
         filesystem=work.filesystem,
+        replace=bool(work.arguments["replace"]),
     )
     return (child.DONE if new else child.NOTHING), {"value": new}
 

@@ -160,7 +160,7 @@ def test_the_default_file_says_the_defaults():
     assert not wrong
     count = len(keys_of(Config)) + sum(len(keys_of(kind)) for kind in sections_of(Config).values())
     assert len(settings) == count
-    assert tomllib.loads(text) == {"version": 1, "prepull": {}, "limits": {}}
+    assert tomllib.loads(text) == {"version": 1, "prepull": {}, "check": {}, "limits": {}}
 
 
 def test_the_effective_file_leads_to_the_same_configuration(write, tmp_path):

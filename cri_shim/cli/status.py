@@ -33,6 +33,16 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
+def answers(path: Path) -> bool:
+    """Tell whether a daemon listens on the admin socket *path*."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as peer:
+        try:
+            peer.connect(os.fspath(path))
+        except OSError:
+            return False
+        return True
+
+
 def ask(path: Path, page: str, patience_seconds: float = _PATIENCE_SECONDS) -> Any:
     """Return what the daemon behind the admin socket *path* answers for *page* within *patience_seconds*.
 

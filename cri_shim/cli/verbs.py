@@ -24,7 +24,7 @@ VERBS: Final = {
     "df": "show what each image takes, and what its removal would set free",
     "imagefsinfo": "show what the images take on the disk, as kubelet is told it",
     "status": "show what the running daemon does",
-    "check": "look at the images on the disk while no daemon runs, and make a damaged index anew",
+    "check": "see whether what was pulled is still on the disk as it was, and repair it",
     "explain": "show what a pull of an image would do, and why, without pulling it",
     "bundle": "make an OCI bundle of an image that is here, for runc or crun",
     "mount": "mount an image that is here, read-only",

@@ -20,6 +20,7 @@ AtMost1000 = Annotated[int, Meta(ge=1, le=1000, description="a whole number from
 Patience = Annotated[int, Meta(ge=1, le=86_400, description="a whole number of seconds from 1 to 86400")]
 Seconds = Annotated[int, Meta(ge=0, le=86_400, description="a whole number of seconds, 86400 at most")]
 Staleness = Annotated[int, Meta(ge=0, le=2_592_000, description="a whole number of seconds, 2592000 (30 days) at most")]
+Days = Annotated[int, Meta(ge=0, le=3650, description="a whole number of days, 3650 at most")]
 AbsolutePath = Annotated[str, Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_length=4096, description="an absolute path")]
 OptionalPath = Annotated[
     str, Meta(pattern=r"\A(/[^\x00-\x1f\x7f]*)?\Z", max_length=4096, description="an absolute path, or empty")
@@ -93,6 +94,23 @@ class PrepullConfig:
     )
     images: tuple[Word, ...] = _key((), "More images, by name.")
     retry_seconds: Patience = _key(300, "The longest pause between two tries; it begins with a second and doubles.")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckConfig:
+    """The section `[check]`: what is done in the background against a disk that forgets."""
+
+    days: Days = _key(
+        30,
+        "How often everything is read and compared with its digests while nothing is pulled, at the lowest priority.\n"
+        "A stopped check goes on where it was. 0: never.",
+    )
+    bytes_per_second: Count = _key(32 << 20, "How much is read at most.")
+    repair: bool = _key(
+        True,
+        "Pull again what is damaged, by its digest, without a credential or with the node's own. What cannot be\n"
+        "repaired so, or with false, is repaired by the next pull: kubelet is told that the image is not here.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +284,7 @@ class Config:
         "what was begun goes on at the next start.",
     )
     prepull: PrepullConfig = field(default_factory=PrepullConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
 

@@ -101,7 +101,9 @@ class Forms:
 
     async def _commit(self, staging: str, seal: Seal, lease: Lease) -> None:
         await self._store.ready_for(seal.name)
-        await run_job(self._store.helper.commit(staging, name=seal.name, seal=encode_seal(seal), sync=self._sync))
+        sealed, damaged = encode_seal(seal), self._store.is_damaged(seal.name)
+        job = self._store.helper.commit(staging, name=seal.name, seal=sealed, sync=self._sync, replace=damaged)
+        await run_job(job)
         await self._store.put_layer(seal.layer, None, None, lease)
 
 

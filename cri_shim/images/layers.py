@@ -313,6 +313,7 @@ class Layers:
             seal=encode_seal(seal),
             implied=encode_implied(applied.implied),
             sync=self._unpacking.sync,
+            replace=self._store.is_damaged(seal.name),
         )
         await run_job(job)
         delivery = Delivery(want.registry, want.repository, want.blob)

@@ -126,7 +126,8 @@ class Publishing:
         """*others* use layers as well, without being given images: mounts."""
         self._catalog = catalog
         self._handoffs = tuple(handoffs)
-        self._users: tuple[LayerUser, ...] = (*self._handoffs, *others)
+        self._others = tuple(others)
+        self._users: tuple[LayerUser, ...] = (*self._handoffs, *self._others)
         self._busy: dict[Digest, asyncio.Event] = {}
         self._told: set[Digest] = set()
         self._holders: dict[str, Digest] = {}
@@ -201,8 +202,15 @@ class Publishing:
 
     async def in_use(self, layers: frozenset[str]) -> frozenset[str]:
         """Return those of *layers* that a runtime, or a mount, still needs."""
+        return await self._used(self._users, layers)
+
+    async def mounted(self, layers: frozenset[str]) -> frozenset[str]:
+        """Return those of *layers* that somebody has mounted now, whatever a runtime's records name."""
+        return await self._used(self._others, layers)
+
+    async def _used(self, users: Iterable[LayerUser], layers: frozenset[str]) -> frozenset[str]:
         used: frozenset[str] = frozenset()
-        for user in self._users:
+        for user in users:
             try:
                 used |= await user.in_use(layers)
             except Exception as error:  # whatever it is: a layer that may be in use stays

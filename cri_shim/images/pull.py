@@ -249,7 +249,7 @@ class Puller:
             await self._store.look_at(image)
             age = await self._openings.age_seconds(reference, credentials, image, refused)
         await self._openings.withdraw(reference, refused)
-        if image is None or age is None or image.id in self._store.damaged:
+        if image is None or age is None or not self._store.is_whole(image):
             raise error
         _log.warning("%s is answered from what is here, opened by this credential %d s ago: %s", reference, age, error)
         return image
@@ -272,7 +272,7 @@ class Puller:
     def _means(self, reference: Reference, digest: Digest, image: Image) -> bool:
         """Tell whether *digest* stands for *image* in this repository, and the image is whole as far as is known."""
         named = f"{reference.name}@{digest}" in image.digests
-        return (named or digest in (image.target, image.manifest)) and image.id not in self._store.damaged
+        return (named or digest in (image.target, image.manifest)) and self._store.is_whole(image)
 
     async def _find(self, reference: Reference, credentials: tuple[Credential, ...], lease: Lease) -> _Found:
         with _within("manifest"):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cri_shim.images.progress import PullProgress
     from cri_shim.images.publishing import Publishing
     from cri_shim.images.pull import Puller
+    from cri_shim.images.scrub import Scrub
     from cri_shim.oci.reference import Reference
     from cri_shim.store.image import Image
     from cri_shim.store.store import Store
@@ -39,8 +40,11 @@ class Images:
         publishing: Publishing,
         references: References = plainly,
         intake: Intake | None = None,
+        *,
+        scrub: Scrub,
     ) -> None:
         """*references* tells what a name means: several, the first that is here, for a short one."""
+        self.scrub = scrub
         self._store = store
         self._intake = intake
         self._publishing = publishing
@@ -83,6 +87,7 @@ class Images:
 
     async def close(self) -> None:
         """End what goes on although no caller waits for it."""
+        await self.scrub.close()
         await self._puller.close()
 
     def images(self) -> tuple[Image, ...]:
@@ -103,9 +108,12 @@ class Images:
         return catalog.by_id(text) or self._by_name(text) or catalog.by_short_id(text)
 
     async def usable(self, text: str) -> Image | None:
-        """Return the image that *text* means if the runtimes can use it; one that they cannot be given is as absent."""
+        """Return the image that *text* means if the runtimes can use it.
+
+        One that is damaged, or that they cannot be given, is as absent: kubelet pulls it again, which repairs it.
+        """
         image = self.find(text)
-        if image is None or not await self._publishing.verify(image):
+        if image is None or not self._store.is_whole(image) or not await self._publishing.verify(image):
             return None
         return self._store.catalog.images.get(image.id)
 
@@ -173,6 +181,7 @@ class Images:
             "inodes": usage.inodes,
             "helper": self._store.helper.facts(),
             "published": self._publishing.status(),
+            "check": self.scrub.status(),
             "pulls": [pull.as_json() for pull in self.pulls()],
             "recent": [pull.as_json() for pull in self._puller.recent],
         }

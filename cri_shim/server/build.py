@@ -19,6 +19,7 @@ from cri_shim.errors import ConfigError
 from cri_shim.executor import DaemonExecutor
 from cri_shim.host import this_platform
 from cri_shim.images import network
+from cri_shim.images.examine import Examiner
 from cri_shim.images.explain import Explainer, View
 from cri_shim.images.forms import Forms
 from cri_shim.images.importing import Importer, Intake
@@ -26,6 +27,7 @@ from cri_shim.images.layers import Layers, Unpacking
 from cri_shim.images.network import Network
 from cri_shim.images.publishing import Publishing
 from cri_shim.images.pull import Puller, Settings
+from cri_shim.images.scrub import Scrub
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
 from cri_shim.server.give import adoption_from, handoffs_of
@@ -130,7 +132,7 @@ def _images(
         downloads=DaemonExecutor("download", config.max_downloads),
     )
     reached = Network(reach.client, threads, config.max_downloads)
-    layers = Layers(opened, reached, Unpacking(_limits(config), config.sync, config.max_unpacks))
+    layers = Layers(opened, reached, Unpacking(limits_of(config), config.sync, config.max_unpacks))
     settings = Settings(
         platform=this_platform(),
         authorise=sources.credentials,
@@ -152,11 +154,13 @@ def _images(
         meaning=reach.hosts.meaning,
     )
     forms = Forms(opened, config.sync)
-    puller = Puller(opened, reached, layers, forms, publishing.publish, settings)
-    importer = Importer(opened, threads, layers, forms, publishing.publish, settings)
+    scrub = Scrub(opened, Examiner(opened.layout, opened.helper, limits_of(config)), publishing)
+    puller = Puller(opened, reached, layers, forms, scrub.publish, settings)
+    scrub.pulls_with(puller)
+    importer = Importer(opened, threads, layers, forms, scrub.publish, settings)
     intake = Intake(importer, adoption_from(handoffs, importer, publishing))
     explainer = Explainer(opened.catalog, reach.client, view)
-    return Images(opened, puller, layers, explainer, publishing, reach.hosts.references, intake)
+    return Images(opened, puller, layers, explainer, publishing, reach.hosts.references, intake, scrub=scrub)
 
 
 def _store_threads(config: Config) -> store.Threads:
@@ -171,7 +175,8 @@ def _keeping(config: Config) -> Keeping:
     return Keeping(config.partial_bytes, config.partial_seconds, sync=config.sync != "off")
 
 
-def _limits(config: Config) -> Limits:
+def limits_of(config: Config) -> Limits:
+    """Return the bounds of a layer."""
     names = {field.name for field in dataclasses.fields(Limits)}
     return Limits(**{name: value for name, value in dataclasses.asdict(config.limits).items() if name in names})
 

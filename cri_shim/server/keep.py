@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError, InvalidReference
 from cri_shim.images.prepull import Prepull
+from cri_shim.images.rounds import Period, Rounds
 from cri_shim.oci.reference import parse_reference
+from cri_shim.store.due import NAME
 
 if TYPE_CHECKING:
     from cri_shim.config.schema import Config
+    from cri_shim.images.service import Images
 
 
 def prepull_of(config: Config) -> Prepull:
@@ -22,6 +26,13 @@ def prepull_of(config: Config) -> Prepull:
         raise ConfigError(problems[0])
     pause = config.prepull.retry_seconds
     return Prepull(_names(config), first_alone=bool(config.prepull.sandbox), longest_pause_seconds=pause)
+
+
+def rounds_of(config: Config, images: Images) -> Rounds:
+    """Return the checks that are made in the background."""
+    wanted = config.check
+    period = Period(wanted.days * 86_400.0, wanted.bytes_per_second, wanted.repair)
+    return Rounds(images.scrub, Path(config.root) / NAME, period)
 
 
 def names_that_are_none(config: Config) -> list[str]:

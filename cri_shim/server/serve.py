@@ -23,13 +23,14 @@ from cri_shim.errors import ConfigError
 from cri_shim.log import fields
 from cri_shim.server.admin import admin_socket
 from cri_shim.server.adoption import AdoptAtFirst
+from cri_shim.server.checkpage import check_page
 from cri_shim.server.convert import Spelling
 from cri_shim.server.dfpage import df_page
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
 from cri_shim.server.imagepage import image_page
 from cri_shim.server.importpage import import_page
-from cri_shim.server.keep import pinned_of, prepull_of
+from cri_shim.server.keep import pinned_of, prepull_of, rounds_of
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
@@ -153,6 +154,7 @@ async def _serve(
             "/explain": lambda query: images.explain(query.get("image", "")),
             "/image": lambda query: image_page(images, query.get("image", "")),
             "/df": lambda _query: df_page(images),
+            "/check": lambda query: check_page(images.scrub, query),
             "/import": lambda query: import_page(images, query),
         }
         async with (
@@ -161,6 +163,7 @@ async def _serve(
             _telling(notifier, images),
             _while(reload.forever(again, notifier)),
             _while(_at_first(adoption, images, prepull)),
+            _while(rounds_of(config, images).forever()),
         ):
             gc.freeze()  # what was loaded stays; to look through 5 000 images for garbage holds up calls for 90 ms
             particulars = fields(listen=listen, root=config.root, runtime=config.runtime, version=VERSION)

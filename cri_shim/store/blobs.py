@@ -64,12 +64,12 @@ class Blobs:
 
     def put_record(self, config: Digest, record: bytes) -> None:
         """Keep an image's record beside its config, so that the index can be made anew from the disk."""
-        write_durably(self._record(config), record)
+        write_durably(self.record_path(config), record)
 
     def remove(self, digests: tuple[Digest, ...]) -> None:
         """Forget *digests* and the records beside them; what is absent is fine."""
         for digest in digests:
-            for path in (self.path(digest), self._record(digest)):
+            for path in (self.path(digest), self.record_path(digest)):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
@@ -85,13 +85,14 @@ class Blobs:
     def _present(self, algorithm: str) -> list[Digest]:
         names = set(os.listdir(self._root / algorithm))
         found = [digest for name in names if (digest := _digest(algorithm, name)) is not None]
-        kept = {self.path(digest).name for digest in found} | {self._record(digest).name for digest in found}
+        kept = {self.path(digest).name for digest in found} | {self.record_path(digest).name for digest in found}
         for name in names - kept:
             with contextlib.suppress(OSError):
                 os.unlink(self._root / algorithm / name)
         return found
 
-    def _record(self, config: Digest) -> Path:
+    def record_path(self, config: Digest) -> Path:
+        """Return where the record of an image lies, or would."""
         path = self.path(config)
         return path.with_name(path.name + _RECORD)
 

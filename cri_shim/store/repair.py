@@ -22,7 +22,7 @@ from cri_shim.store.image import image_from, record_names
 from cri_shim.store.index import REPAIR, Index
 from cri_shim.store.provenance import Delivery
 from cri_shim.store.recover import seal_of_directory
-from rootfs.commit import found_in
+from rootfs.commit import ASIDE, found_in
 from rootfs.failpoints import failpoint
 from rootfs.layout import open_layout
 
@@ -117,6 +117,8 @@ def _seals(layout: Layout) -> tuple[dict[str, Seal], list[str]]:
     seals: dict[str, Seal] = {}
     problems = []
     for directory in found_in(open_layout(os.path.abspath(layout.root))):
+        if directory.name.startswith(ASIDE):
+            continue  # it was replaced, and waits until nobody has it mounted
         seal = seal_of_directory(directory)
         if seal is not None:
             seals[seal.name] = seal

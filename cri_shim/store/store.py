@@ -19,15 +19,17 @@ from cri_shim.store.blobs import Blobs
 from cri_shim.store.durable import from_os_error
 from cri_shim.store.image import Image, Usage, record_of, sorted_names
 from cri_shim.store.index import Index
+from cri_shim.store.marks import NAME, Marks
 from cri_shim.store.partials import Keeping, Partials
 from cri_shim.store.presence import look_for
 from cri_shim.store.recover import Plan, plan_recovery
+from cri_shim.store.references import directories
 from cri_shim.store.repair import must_not_be_lost
 from rootfs.errors import RootfsError
 from rootfs.failpoints import failpoint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
     from concurrent.futures import Executor
 
     from cri_shim.store.catalog import Catalog, Dropped, Layer, Opening
@@ -87,6 +89,7 @@ class Store:
         self._trash_usage = Usage(0, 0)
         self._untrashed: set[str] = set()
         self.damaged: set[Digest] = set()
+        self.marks = Marks(layout.root / NAME)
         self._missing: set[str] = set()
         self._emptying: asyncio.Task[None] | None = None
         self._looking_again = False
@@ -106,6 +109,9 @@ class Store:
         catalog = await loop.run_in_executor(threads.index, index.load)
         store = cls(layout, helper, threads, (index, catalog), keeping or Keeping())
         await store._recover(finding)
+        store.marks = await store.disk(lambda: Marks.read(layout))
+        store._missing.update(store.marks.layers)
+        store.damaged.update(store.marks.images)
         return store
 
     async def close(self) -> None:
@@ -175,10 +181,39 @@ class Store:
             lambda: self.catalog.put_layer(layer, proof, delivery),
         )
         self._missing.discard(layer.name)
+        if self.marks.layers.pop(layer.name, None) is not None:
+            await self.keep_marks()
 
     def has_layer(self, name: str) -> bool:
         """Tell whether the layer *name* lies here, as far as is known."""
         return name in self.catalog.layers and name not in self._missing
+
+    def is_damaged(self, name: str) -> bool:
+        """Tell whether the layer *name* is known, and not whole: what stands in its place is to be replaced."""
+        return name in self._missing
+
+    def is_whole(self, image: Image) -> bool:
+        """Tell whether all of *image* lies here and nothing of it is damaged, as far as is known."""
+        return image.id not in self.damaged and (not self._missing or self._missing.isdisjoint(directories(image)))
+
+    async def mark(self, layers: Mapping[str, str], images: Mapping[Digest, str]) -> None:
+        """Take *layers* and documents of *images* for damaged, for the reasons given: the next pull brings them."""
+        layers = {name: why for name, why in layers.items() if name in self.catalog.layers}
+        images = {image: why for image, why in images.items() if image in self.catalog.images}
+        self._missing.update(layers)
+        self.damaged.update(images)
+        on_them = [one.id for one in self.catalog.images.values() if not directories(one).isdisjoint(layers)]
+        self.marks.add(layers, images, on_them)
+        await self.keep_marks()
+
+    async def keep_marks(self) -> None:
+        """Write down what is marked, as far as it is still here."""
+        self.marks.keep_to(self.catalog.layers, self.catalog.images)
+        data = self.marks.encoded()
+        try:
+            await undisturbed(self._in_index(lambda: self.marks.write(data)))  # whose single thread keeps their order
+        except OSError as error:
+            _log.error("what is damaged cannot be written down, and is forgotten at the next start: %s", error)
 
     async def look_at(self, image: Image) -> None:
         """Look whether the directories and documents of *image* are there; what is not is brought by the next pull."""
@@ -190,8 +225,7 @@ class Store:
         self._missing |= lost
         torn = look.torn & lost
         if torn:  # what is left of a layer would be in the way of the whole
-            await undisturbed(run_job(self.helper.trash(tuple(torn - await self.in_use(torn)))))
-            self._empty_trash()
+            await self.throw_away(torn - await self.in_use(torn))
         _log.error("image %s is not whole on the disk and is brought again", image.id)
 
     async def put_deliveries(self, deliveries: tuple[Delivery, ...]) -> None:
@@ -233,6 +267,8 @@ class Store:
         )
         failpoint("image.recorded")
         self.damaged.discard(image.id)
+        if self.marks.images.pop(image.id, None) is not None:
+            await self.keep_marks()
         await self._drop_documents(document.digest for document in (before.documents if before else ()))
         return recorded
 
@@ -264,6 +300,11 @@ class Store:
     async def discard(self, staging: str) -> None:
         """Give up what was being made under *staging*; its room is freed in the background."""
         await undisturbed(run_job(self.helper.discard(staging)))
+        self._empty_trash()
+
+    async def throw_away(self, names: Iterable[str]) -> None:
+        """Take directories that are no layers of the index out of `overlay/`; their room is freed in the background."""
+        await undisturbed(run_job(self.helper.trash(tuple(names))))
         self._empty_trash()
 
     async def emptied(self, patience_seconds: float | None = None) -> None:

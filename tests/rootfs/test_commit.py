@@ -9,9 +9,9 @@ import pytest
 
 from rootfs import commit as module
 from rootfs import syscalls
-from rootfs.commit import Found, commit, recover, trash
+from rootfs.commit import ASIDE, Found, commit, found_in, recover, trash
 from rootfs.errors import LimitExceeded, RootfsError
-from rootfs.layout import make_staged_diff, open_layout
+from rootfs.layout import checked_name, make_staged_diff, open_layout
 from rootfs.overlay import link_name
 
 SEAL = b'{"diff": "sha256:0"}'
@@ -80,6 +80,30 @@ def test_a_file_system_that_cannot_rename_without_replacing(layout, monkeypatch,
     monkeypatch.setattr(syscalls, "renameat2", refuse)
     assert committed(layout, "layer") is True
     assert committed(layout, "layer") is False
+
+
+@pytest.mark.parametrize("code", [0, errno.EINVAL, errno.ENOSYS])
+@pytest.mark.parametrize("there", ["layer", "file"])
+def test_a_damaged_layer_is_replaced_and_stays_beside(layout, monkeypatch, code, there):
+    if there == "layer":
+        assert committed(layout, "layer") is True
+    else:
+        os.close(os.open("layer", os.O_CREAT | os.O_WRONLY, dir_fd=layout.overlay))
+    old = os.stat("layer", dir_fd=layout.overlay).st_ino
+    real = syscalls.renameat2
+
+    def refuse(*arguments):
+        if code:
+            raise OSError(code, "no")
+        real(*arguments)
+
+    monkeypatch.setattr(syscalls, "renameat2", refuse)
+    assert committed(layout, "layer", replace=True) is True
+    (aside,) = [name for name in entries(layout.overlay) if name.startswith(ASIDE)]
+    assert os.stat(aside, dir_fd=layout.overlay).st_ino == old
+    assert [found.name for found in found_in(layout) if found.seal is not None] == ["layer"]
+    assert entries(layout.links) == [link_name("layer")]
+    assert checked_name(f"{ASIDE}{'f' * 64}.123456")
 
 
 @pytest.mark.parametrize(("sync", "call"), [("syncfs", "syncfs"), ("fsync", "fsync")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from cri_shim.cli.verbs import run
-from cri_shim.errors import StoreDamaged
+from cri_shim.errors import InvalidRequest, StoreDamaged
 from cri_shim.images.service import Images
+from cri_shim.server.admin import admin_socket
 from cri_shim.server.build import running_images
+from cri_shim.server.checkpage import check_page
+from cri_shim.server.offline import check
 from cri_shim.store.index import Index
 from cri_shim.store.layout import Layout
 from cri_shim.store.repair import look, repair
@@ -167,23 +172,32 @@ async def test_what_is_not_whole_is_left_out_and_told(tmp_path: Path, registry: 
     assert len(made.problems) == 3
 
 
-def command(tmp_path: Path, *words: str) -> int:
-    return run(["check", "--root", str(tmp_path / "root"), *words], {})
+async def command(tmp_path: Path, *words: str) -> int:
+    where = ("--root", str(tmp_path / "root"), "--state", str(tmp_path / "state"))
+    return await asyncio.to_thread(run, ["check", *where, *words], {})
+
+
+def is_whole(out: str) -> bool:
+    first, last = out.splitlines()
+    return first == "3 images, 4 layers" and "7 layers and images" in last and last.endswith("all is whole")
 
 
 async def test_the_verb(tmp_path: Path, registry: FakeRegistry, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(tmp_path) == 1
+    assert await command(tmp_path) == 1
     assert "--root" in capsys.readouterr().err
     await filled(tmp_path, registry)
-    assert command(tmp_path) == 0
-    assert capsys.readouterr().out == "3 images, 4 layers\n"
+    assert await command(tmp_path) == 0
+    assert is_whole(capsys.readouterr().out)
     damage("garbage", tmp_path)
-    assert command(tmp_path) == 1
+    assert await command(tmp_path) == 3
     assert "--repair" in capsys.readouterr().out
-    assert command(tmp_path, "--repair") == 0
+    assert await command(tmp_path, "--repair") == 0
     assert "a new index of 3 images and 4 layers" in capsys.readouterr().out
-    assert command(tmp_path, "--repair") == 0
-    assert capsys.readouterr().out == "3 images, 4 layers\n"
+    assert await command(tmp_path, "--full") == 0
+    assert is_whole(capsys.readouterr().out)
+    with pytest.raises(SystemExit) as caught:
+        await command(tmp_path, "--full", "--quick")
+    assert caught.value.code == 2
 
 
 async def test_the_verb_tells_what_start_up_would_drop(
@@ -194,10 +208,77 @@ async def test_the_verb_tells_what_start_up_would_drop(
         if path.name != "l":
             (path / "layer.json").unlink()
             break
-    assert command(tmp_path) == 1
+    before = (tmp_path / "root/index.db").read_bytes()
+    assert await command(tmp_path) == 3
     out = capsys.readouterr().out
     assert "no whole layer" in out
     assert "lacks the layer" in out
+    assert "its seal is gone" in out
+    assert (tmp_path / "root/index.db").read_bytes() == before
+
+
+async def test_the_verb_names_image_layer_path_and_what_to_do(
+    tmp_path: Path, registry: FakeRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await filled(tmp_path, registry)
+    (place,) = {path for path in (tmp_path / "root/overlay").glob("*/diff") if (path / "etc/passwd").exists()}
+    kept = (place / "etc/passwd").stat()
+    (place / "etc/passwd").write_bytes(b"R" * kept.st_size)
+    os.utime(place / "etc/passwd", ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert await command(tmp_path, "--quick") == 0
+    capsys.readouterr()
+    assert await command(tmp_path, "--full") == 3
+    row = capsys.readouterr().out.splitlines()[2]
+    assert f"{registry.host}/team/other:v1" in row
+    assert f"  {place.parent.name[:12]}  " in row
+    assert row.endswith('"etc/passwd": its content has changed')
+    assert await command(tmp_path, "--full") == 3
+    assert "--repair pulls it again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["content", "directory"])
+async def test_a_repair_without_a_daemon_pulls_what_is_damaged(
+    tmp_path: Path, registry: FakeRegistry, what: str
+) -> None:
+    await filled(tmp_path, registry)
+    (place,) = {path for path in (tmp_path / "root/overlay").glob("*/diff") if (path / "etc/passwd").exists()}
+    whole = (place / "etc/passwd").read_bytes()
+    (place / "etc/passwd").write_bytes(b"?") if what == "content" else shutil.rmtree(place.parent)
+    config = config_for(tmp_path, registry)
+    found = await asyncio.to_thread(lambda: check(config, {}, content=True, repair=False))
+    assert len(found["left"]) == 3  # type: ignore[arg-type]
+    found = await asyncio.to_thread(lambda: check(config, {}, content=True, repair=True))
+    assert (found["left"], found["troubles"]) == ({}, [])
+    assert (place / "etc/passwd").read_bytes() == whole
+    found = await asyncio.to_thread(lambda: check(config, {}, content=True, repair=False))
+    assert (found["left"], found["damages"], found["things"]) == ({}, [], 7)
+
+
+async def test_a_daemon_that_runs_checks_by_itself(
+    tmp_path: Path, registry: FakeRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for(tmp_path, registry)
+    os.makedirs(config.state, exist_ok=True)
+    async with running_images(config) as images:
+        await images.pull(f"{registry.host}/app:1", None)
+        (place,) = {path for path in (tmp_path / "root/overlay").glob("*/diff") if (path / "etc/passwd").exists()}
+        os.truncate(place / "etc/passwd", 0)
+        questions = {"/check": lambda query: check_page(images.scrub, query)}
+        async with admin_socket(Path(config.state) / "admin.sock", {"/status": images.status}, questions):
+            words = ("--root", config.root, "--state", config.state)
+            assert await asyncio.to_thread(run, ["check", *words], {}) == 3
+            assert "its size is 0" in capsys.readouterr().out
+            assert await asyncio.to_thread(run, ["check", *words, "--full", "--repair"], {}) == 0
+            assert "repaired: 1" in capsys.readouterr().out
+            assert await asyncio.to_thread(run, ["check", *words, "--full"], {}) == 0
+            with pytest.raises(InvalidRequest, match="quick, full"):
+                await check_page(images.scrub, {"depth": "deep"})
+            with pytest.raises(InvalidRequest, match="seconds"):
+                await check_page(images.scrub, {"wait": "long"})
+            begun = images.scrub.begin(content=True, repair=False)
+            assert images.scrub.begin(content=True, repair=False) is begun
+            with pytest.raises(InvalidRequest, match="under way"):
+                await check_page(images.scrub, {"depth": "quick"})
 
 
 def test_a_failed_commit_is_the_last(tmp_path: Path) -> None:
