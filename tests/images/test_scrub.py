@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from cri_shim.images import scrub as scrubbing
+from cri_shim.images.progress import PullProgress
 from cri_shim.images.report import Report
 from cri_shim.images.rounds import Period, Rounds
 from cri_shim.images.service import Images
 from cri_shim.server.build import running_images
 from cri_shim.store.due import NAME
 from cri_shim.store.image import Image
+from rootfs.errors import JobCancelled
 from rootfs.failpoints import arm
 from tests.fakes.images import Dir, layer
 from tests.fakes.misbehaviour import status
@@ -285,3 +290,58 @@ async def test_the_background_gives_way_and_goes_on_where_it_was(
     assert (diff(tmp_path, one, 0) / PASSWD).read_bytes().startswith(b"root")
     now[0] = 100.0  # the clock was set back: no look is due in a year's time
     assert rounds()._place.due_s <= 200.0
+
+
+class HeldJob:
+    """A job of the helper's that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.future: Future[int] = Future()
+        self.future.set_running_or_notify_cancel()
+        self.paused, self.resumed = asyncio.Event(), asyncio.Event()
+
+    def pause(self) -> None:
+        self.paused.set()
+
+    def resume(self) -> None:
+        self.resumed.set()
+
+    def cancel(self) -> None:
+        self.future.set_exception(JobCancelled("the job was cancelled"))
+
+
+async def test_it_stands_still_while_a_pull_runs(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrubbing, "PAUSE_SECONDS", 0.001)
+    job, running = HeldJob(), images._puller.running
+    waiting = asyncio.create_task(images.scrub._when_idle(job))  # type: ignore[arg-type]
+    async with asyncio.timeout(60):
+        running[1] = PullProgress("an image")
+        await job.paused.wait()
+        assert not job.resumed.is_set()
+        del running[1]
+        await job.resumed.wait()
+        job.future.set_result(7)
+        assert await waiting == 7
+    job = HeldJob()
+    waiting = asyncio.create_task(images.scrub._when_idle(job))  # type: ignore[arg-type]
+    async with asyncio.timeout(60):
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert job.future.done()
+
+
+async def test_what_is_found_before_a_stop_is_marked(tmp_path: Path, registry: FakeRegistry, images: Images) -> None:
+    found = await images.pull(f"{registry.host}/app:1", None)
+    (images._store.blobs.path(found.documents[0].digest)).unlink()
+
+    async def stop(_place: str) -> None:
+        raise asyncio.CancelledError
+
+    report = Report(content=True)
+    with pytest.raises(asyncio.CancelledError):
+        await images.scrub.look(report, images.scrub.in_background(1 << 30), stop, repair=True)
+    assert report.ended
+    assert not images._store.is_whole(found)
+    assert (tmp_path / "root/damaged.json").exists()

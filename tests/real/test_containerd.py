@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.real.peers import Containerd
-from tests.real.pods import SEEN, Pods, app_layers, busybox_layer, write_app
+from tests.real.pods import LOOK_AROUND, SEEN, Pods, app_layers, busybox_layer, write_app
 from tests.real.programs import cache_dir
 from tests.real.registry import DockerRegistry
 from tests.real.shim import Shim, crictl
+from tests.real.spoiled import CHANGED, DAMAGED, check, flipped
 from tests.real.tars import LayerTar
 
 pytestmark = pytest.mark.needs("root", "docker-registry", "skopeo", "containerd", "ctr", "runc", "crictl", "busybox")
@@ -294,3 +295,20 @@ def test_an_image_of_120_layers(fresh):
     said = fresh.pods.output(f"{fresh.registry.host}/deep:1", "cat /layer000 /layer118")
     assert said == "0118\n"
     fresh.registry.start()
+
+
+def test_damage_that_is_shared_with_containerd_is_repaired_there_too(fresh):
+    """The file has one inode here and there. The sandbox, of an image that shares a layer, runs meanwhile."""
+    pod = fresh.pods.pod()
+    layer = fresh.shim.layers(fresh.app)[-1]
+    flipped(layer / "etc/motd")
+    code, said = check(fresh.shim, "--full")
+    assert (code, f'"etc/motd": {CHANGED}' in said) == (DAMAGED, True), said
+    assert fresh.shim.crictl("inspecti", fresh.app, check=False).returncode != 0
+    code, said = check(fresh.shim, "--full", "--repair")
+    assert code == 0, said
+    assert fresh.pods.output(fresh.app, LOOK_AROUND, pod) == SEEN
+    snapshots = fresh.containerd.root / "io.containerd.snapshotter.v1.overlayfs/snapshots"
+    inode = (layer / "etc/motd").stat().st_ino
+    until(lambda: inode in {path.stat().st_ino for path in snapshots.glob("*/fs/etc/motd")})
+    assert check(fresh.shim, "--full")[0] == 0
