@@ -166,11 +166,12 @@ def test_lists_of_five_thousand_images(seeded, registry, beside_pulls):
         reads = running.enter_context(
             crowd(shim.socket, [Work("ListImages,ImageStatus,ImageFsInfo", 100 // CLIENTS * 2, 1, name)] * 2)
         )
+        before = shim.status()["images"]
         for one in (*pulls, reads):
             one.go()
         found = reads.outcome()
         assert all(one.outcome().failed == [] for one in pulls)
-        assert shim.status()["images"] == 5000 + len(pulls)
+        assert shim.status()["images"] == before + len(pulls) >= 5000
         print(f"{memory_bytes(shim.process.pid) >> 20} MiB of memory with 5000 images")
     assert found.failed == []
     for kind, seconds in found.seconds.items():
