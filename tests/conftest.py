@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def missing(what: str) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What looks back on a run comes last in it."""
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """What stays until the end is not looked through again by every collection."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leaves_nothing_to_others() -> Iterator[None]:
+    """What the tests of a file left to the collector goes with them, and what is wrong with it is told there."""
+    yield
+    gc.collect()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
