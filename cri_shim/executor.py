@@ -21,7 +21,10 @@ _Task = tuple["Future[object]", "Callable[[], object]"]
 
 
 class DaemonExecutor(Executor):
-    """At most *threads* daemon threads named after *name*, started when there is work for them."""
+    """At most *threads* daemon threads named after *name*, started when there is work for them.
+
+    They end when it was shut down, or nobody has it any more, and what is queued is done.
+    """
 
     def __init__(self, name: str, threads: int) -> None:
         self._name = name
@@ -58,15 +61,21 @@ class DaemonExecutor(Executor):
         if self._idle.acquire(blocking=False) or self._started >= self._limit:
             return
         self._started += 1
-        threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+        name = f"{self._name}-{self._started}"
+        threading.Thread(target=_work, args=(self._tasks, self._idle), name=name, daemon=True).start()
 
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            future, call = task
-            if future.set_running_or_notify_cancel():
-                _settle(future, call)
-            del task, future, call  # an idle thread must not keep the last result alive
-            self._idle.release()
+    def __del__(self) -> None:
+        self.shutdown()
+
+
+def _work(tasks: queue.SimpleQueue[_Task | None], idle: threading.Semaphore) -> None:
+    """Do what is asked for; a thread that waits must not keep its executor alive."""
+    while (task := tasks.get()) is not None:
+        future, call = task
+        if future.set_running_or_notify_cancel():
+            _settle(future, call)
+        del task, future, call  # an idle thread must not keep the last result alive
+        idle.release()
 
 
 def _settle(future: Future[object], call: Callable[[], object]) -> None:

@@ -1,0 +1,41 @@
+"""Threads that work for the event loop: they come with the work, and go with their executor."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+
+from cri_shim.executor import DaemonExecutor
+from tests.fakes.rootfs_jobs import until
+
+
+def threads_of(name: str) -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name.startswith(f"{name}-")]
+
+
+def test_work_is_done_in_threads_of_its_name():
+    executor = DaemonExecutor("worker", 2)
+    assert executor.submit(lambda: threading.current_thread().name).result(60).startswith("worker-")
+    with pytest.raises(ZeroDivisionError):
+        executor.submit(lambda: 1 // 0).result(60)
+
+
+@pytest.mark.parametrize("way", ["shut down", "forgotten"])
+def test_its_threads_end_with_it_when_all_is_done(way):
+    executor, go, done = DaemonExecutor(f"ends {way}", 2), threading.Event(), []
+    running = [executor.submit(go.wait, 60) for _ in range(2)]
+    queued = executor.submit(done.append, 1)
+    assert len(threads_of(f"ends {way}")) == 2
+    if way == "shut down":
+        executor.shutdown()
+        with pytest.raises(RuntimeError, match="are stopped"):
+            executor.submit(print)
+    del executor
+    gc.collect()
+    go.set()
+    assert all(one.result(60) for one in running)
+    queued.result(60)
+    assert done == [1]
+    until(lambda: not threads_of(f"ends {way}"), "the end of its threads")
