@@ -1,7 +1,8 @@
 """That a piece of work leaves nothing open, seen from the process that did it.
 
 The process is pytest's: its collector may close what earlier tests left to it, and their threads may end, at any
-moment. So the collector rests meanwhile, and what counts is what was opened, never how many there are.
+moment. So the collector rests meanwhile, and what counts is what was opened, never how many there are. A thread that
+looks at something opens it for a moment, so what was opened is looked at more than once.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 
+LOOKS = 5
 Opened = Callable[[], set[tuple[int, str]]]
 
 
@@ -23,6 +26,16 @@ def descriptors() -> set[tuple[int, str]]:
     return found
 
 
+def lasting(before: set[tuple[int, str]]) -> set[tuple[int, str]]:
+    """What is open now, a moment later, and was not *before*."""
+    found = descriptors() - before
+    for _ in range(LOOKS):
+        if found:
+            time.sleep(0.002)
+            found &= descriptors()
+    return found
+
+
 @contextlib.contextmanager
 def opened_within() -> Iterator[Opened]:
     """Give a function that tells which descriptors are open that were not when this began."""
@@ -30,7 +43,7 @@ def opened_within() -> Iterator[Opened]:
     gc.disable()
     before = descriptors()
     try:
-        yield lambda: descriptors() - before
+        yield lambda: lasting(before)
     finally:
         if was_enabled:
             gc.enable()
