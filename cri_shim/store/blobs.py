@@ -35,16 +35,15 @@ class Blobs:
         return self._root / digest.algorithm / digest.hex
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Keep *data*, whose digest the caller has verified. Keeping it twice is no work.
+        """Keep *data*, whose digest the caller has verified.
+
+        One that lies here is written again: whether its name was brought to the disk only its writer knows, who may
+        have been told that it was not, or may not be so far.
 
         Raises:
-            OSError: the disk refused; nothing is kept.
+            OSError: the disk refused.
         """
-        path = self.path(digest)
-        with contextlib.suppress(OSError):
-            if path.read_bytes() == data:
-                return
-        write_durably(path, data)
+        write_durably(self.path(digest), data)
 
     def get(self, digest: Digest) -> bytes:
         """Return the bytes of *digest*.

@@ -33,7 +33,8 @@ def write_durably(path: Path, data: bytes) -> None:
     """Put *data* at *path*, mode 0600; after the return it survives a power cut.
 
     Raises:
-        OSError: nothing new is at *path* then.
+        OSError: nothing new is at *path* then, or the directory could not be synced and it may vanish again: to be
+            believed it has to be written anew.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
