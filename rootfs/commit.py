@@ -7,7 +7,9 @@ trash. A write-back error is told once: it is fatal to the layer and never retri
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -121,26 +123,59 @@ def _sync(staged: int, sync: str, filesystem: int) -> None:
 
 
 def _publish(layout: Layout, staging: str, name: str, *, synced: bool, replace: bool) -> bool:
+    """Give the layer its name, one at a time: who finds a name taken must not meet one that is being taken back.
+
+    What another has put there may have been killed before its directories were synced, so they are in any case.
+    """
+    alone = os.open(".", DIRECTORY, dir_fd=layout.overlay)
     try:
-        _rename_new(layout, staging.encode("ascii"), name.encode("ascii"))
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        fresh = _rename_new(layout, staging.encode("ascii"), name.encode("ascii"))
+        if not fresh and replace:
+            _exchange(layout, staging, name)
+        try:
+            make_link(layout, name)
+            if synced:
+                _sync_names(layout)
+        except OSError:
+            if fresh:
+                _take_back(layout, name)
             raise
-        if not replace:
-            return False
-        _exchange(layout, staging, name)
-    make_link(layout, name)
-    if synced:
-        failpoint("layer.overlay.sync")
-        os.fsync(layout.overlay)
-        failpoint("layer.links.sync")
-        os.fsync(layout.links)
+    finally:
+        os.close(alone)
     failpoint("layer.committed")
+    return fresh or replace
+
+
+def _sync_names(layout: Layout) -> None:
+    failpoint("layer.overlay.sync")
+    os.fsync(layout.overlay)
+    failpoint("layer.links.sync")
+    os.fsync(layout.links)
+
+
+def _take_back(layout: Layout, name: str) -> None:
+    """A layer whose name may not be on the disk must not be found there by the next one, which would call it good."""
+    with contextlib.suppress(OSError):
+        move_to_trash(layout, layout.overlay, name)
+        drop_link(layout, name)
+
+
+def _rename_new(layout: Layout, staging: bytes, name: bytes) -> bool:
+    """Rename without replacing, False when that was there already.
+
+    Where the file system has no such call, a directory that is not empty stays anyway.
+    """
+    try:
+        _rename(layout, staging, name)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        raise
     return True
 
 
-def _rename_new(layout: Layout, staging: bytes, name: bytes) -> None:
-    """Rename without replacing; where the file system has no such call, a directory that is not empty stays anyway."""
+def _rename(layout: Layout, staging: bytes, name: bytes) -> None:
     try:
         failpoint("layer.rename")
         syscalls.renameat2(layout.staging, staging, layout.overlay, name, syscalls.RENAME_NOREPLACE)
@@ -227,12 +262,21 @@ def trash(layout: Layout, names: tuple[str, ...]) -> None:
 
 
 def recover(layout: Layout) -> tuple[Found, ...]:
-    """Put everything under staging into the trash, mend the short names, and say which layers stand there."""
+    """Put everything under staging into the trash, mend the short names, and say which layers stand there.
+
+    Raises:
+        OSError: the store cannot be read, or what stands there cannot be brought to the disk.
+    """
     for name in os.listdir(layout.staging):
         move_to_trash(layout, layout.staging, name)
     found = found_in(layout)
     whole = [layer.name for layer in found if layer.seal is not None]
     _mend_links(layout, whole)
+    # A layer that was killed just before it is adopted, and believed, from now on.
+    failpoint("recover.overlay.sync")
+    os.fsync(layout.overlay)
+    failpoint("recover.links.sync")
+    os.fsync(layout.links)
     failpoint("recover.mended")
     return found
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import threading
 
 import pytest
 
@@ -11,6 +13,7 @@ from rootfs import commit as module
 from rootfs import syscalls
 from rootfs.commit import ASIDE, Found, commit, found_in, recover, trash
 from rootfs.errors import LimitExceeded, RootfsError
+from rootfs.failpoints import arm
 from rootfs.layout import checked_name, make_staged_diff, open_layout
 from rootfs.overlay import link_name
 
@@ -20,6 +23,12 @@ SEAL = b'{"diff": "sha256:0"}'
 @pytest.fixture
 def layout(tmp_path):
     return open_layout(str(tmp_path / "store"))
+
+
+@pytest.fixture(autouse=True)
+def off_again():
+    yield
+    arm("")
 
 
 def made(layout, staging, content="content"):
@@ -128,6 +137,44 @@ def test_what_is_synced_and_when(layout, monkeypatch):
     at = order.index("RENAME")
     assert sorted(order[:at]) == ["diff", "directory", "file", "layer.json", "link", "new"]
     assert order[at + 1 :] == ["overlay", "l"]
+
+
+@pytest.mark.parametrize("point", ["layer.link.rename", "layer.overlay.sync", "layer.links.sync"])
+def test_a_layer_whose_name_may_not_be_on_the_disk_is_not_found_by_the_next(layout, point):
+    arm(f"{point}=errno:EIO")
+    with pytest.raises(OSError, match="Input/output"):
+        committed(layout, "layer", sync="syncfs")
+    arm("")
+    assert entries(layout.overlay) == ["l"]
+    assert link_name("layer") not in entries(layout.links)
+    assert [name.split(".")[0] for name in entries(layout.trash)] == ["layer"]
+    assert committed(layout, "layer", sync="syncfs") is True
+
+
+def test_one_that_was_killed_before_the_directories_is_synced_by_the_next(layout, monkeypatch):
+    """The second of two, and a start, must not build on a name that only memory has."""
+    committed(layout, "layer", sync="syncfs")
+    os.unlink(link_name("layer"), dir_fd=layout.links)
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))))
+    assert committed(layout, "layer", sync="syncfs") is False
+    assert entries(layout.links) == [link_name("layer")]
+    assert synced == ["overlay", "l"]
+    recover(layout)
+    assert synced == ["overlay", "l"] * 2
+
+
+def test_two_at_once_do_not_meet_in_the_middle(layout):
+    """The second waits until the first has brought its name to the disk, or taken it back."""
+    alone = os.open(layout.path + "/overlay", os.O_RDONLY)
+    fcntl.flock(alone, fcntl.LOCK_EX)
+    thread = threading.Thread(target=committed, args=(layout, "layer"))
+    thread.start()
+    thread.join(0.2)
+    assert entries(layout.overlay) == ["l"]
+    os.close(alone)
+    thread.join(30)
+    assert entries(layout.overlay) == ["l", "layer"]
 
 
 def test_the_given_descriptor_is_synced(layout, monkeypatch):
