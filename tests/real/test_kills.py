@@ -5,7 +5,7 @@ was acknowledged is there; I3 the same pull brings what is not; I4 nothing is le
 were; I6 it opens at once. Power is cut by shutting a filesystem down under the daemon, which stands still at that step.
 
 A run in CI kills at every step and cuts the power at every step once, on ext4 and xfs and in both modes in turn;
-CRI_SHIM_ALL_CUTS=1 (make durability) takes all four at every step.
+CRI_SHIM_ALL_CUTS=1 (make durability) takes all four at every step, and btrfs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.needs("root", "mounts", "mkfs.ext4", "mkfs.xfs")]
 
 ALL = bool(os.environ.get("CRI_SHIM_ALL_CUTS"))
 MODES = [("ext4", NOLOGFLUSH), ("xfs", NOLOGFLUSH), ("ext4", LOGFLUSH), ("xfs", LOGFLUSH)]
+KINDS = ("ext4", "xfs", *(("btrfs",) if ALL else ()))
 KEPT, BROKEN = sample("kept", 1, large=MIB), sample("broken", 2)
 
 
@@ -100,7 +101,7 @@ def trace(work):
 @pytest.fixture(scope="module")
 def nodes(work, registry, trace):
     """One root without a disk of its own, and one on each filesystem, each with KEPT on it."""
-    disks = {kind: Disk(work / f"k{kind}", kind) for kind in ("ext4", "xfs")}
+    disks = {kind: Disk(work / f"k{kind}", kind) for kind in KINDS}
     made = {}
     for kind in ("plain", *disks):
         for runtime in ("none", "cri-o"):
@@ -117,7 +118,7 @@ def nodes(work, registry, trace):
 
 
 def ways(place: int) -> list[tuple[str, int]]:
-    return MODES if ALL else [MODES[place % len(MODES)]]
+    return [*MODES, ("btrfs", NOLOGFLUSH)] if ALL else [MODES[place % len(MODES)]]
 
 
 CUTS = [
@@ -197,6 +198,24 @@ def test_power_cut_at(nodes, case, kind, mode):
     node = nodes[kind, case.runtime]
     broken_at(node, case, mode)
     asyncio.run(node.examine(KEPT, BROKEN, acknowledged=case.there))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_kill_left_and_the_next_pull_took_up_survives_a_cut(nodes, kind):
+    """Nothing of the layers is written by the second pull, which is acknowledged all the same."""
+    node = nodes[kind, "none"]
+    try:
+        shim = node.start("layer.overlay.sync=kill@3")
+        call = Call(shim, "pull", node.name(BROKEN))
+        assert shim.process.wait(WAIT) == -signal.SIGKILL
+        call.join(WAIT)
+        call = Call(node.start(), "pull", node.name(BROKEN))
+        call.join(WAIT)
+        assert call.done
+        node.cut(NOLOGFLUSH)
+    finally:
+        node.end()
+    asyncio.run(node.examine(KEPT, BROKEN, acknowledged=True))
 
 
 def test_killed_while_the_index_is_made(place, registry, trace):
