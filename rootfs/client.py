@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rootfs.limits import Limits
     from rootfs.remove import Stuck
     from rootfs.scrub import Flaw, Order, Scrubbed
+    from rootfs.share import Shared
 
 __all__ = ("Cost", "Helper", "Job", "Options", "Zygote")
 
@@ -139,6 +140,32 @@ class Helper:
             "implied": [wire.path_text(path) for path in implied],
         }
         return self._ask("form", staging, arguments, values.to_form_made)
+
+    def share(self, staging: str, other: int) -> Job[Shared]:
+        """Exchange files of what was made under *staging* for equal ones of another store (`rootfs.share`).
+
+        The descriptor stays the caller's. After a failure nothing is left under *staging*.
+
+        Args:
+            staging: what was unpacked.
+            other: descriptor of the same layer's tree in the other store; O_PATH will do.
+        """
+        return self._ask("share", staging, {}, values.to_shared, (other,))
+
+    def assemble(self, record: int, tree: int, pipe: int) -> Job[int]:
+        """Write the tar of a layer of another store into *pipe* (`rootfs.assemble`).
+
+        The descriptors stay the caller's, who has to close his end of the pipe to see the end of it.
+
+        Args:
+            record: the record of the tar, compressed.
+            tree: descriptor of the layer's tree; O_PATH will do.
+            pipe: writing end.
+
+        Returns:
+            A job whose result is the bytes of the tar.
+        """
+        return self._ask("assemble", "", {}, values.count, (record, tree, pipe))
 
     def commit(
         self, staging: str, *, name: str, seal: bytes, sync: str, implied: bytes = b"", replace: bool = False
@@ -273,7 +300,7 @@ class Helper:
         read: Callable[[object], T],
         descriptors: tuple[int, ...] = (),
     ) -> Job[T]:
-        if staging or kind in ("unpack", "form", "commit", "discard"):
+        if staging or kind in ("unpack", "form", "share", "commit", "discard"):
             checked_name(staging)
         return self._alive().ask((kind, staging), arguments, read, descriptors)
 

@@ -51,8 +51,9 @@ if TYPE_CHECKING:
 MAX_JOBS: Final = 1024
 MAX_STAGED: Final = 4096
 _MAKING: Final = ("unpack", "form")
+_KEEPING: Final = (*_MAKING, "share")
 _LITTERING: Final = ("recover", "chain", "unchain")
-_DESCRIPTORS: Final = {"unpack": 3}
+_DESCRIPTORS: Final = {"unpack": 3, "share": 2, "assemble": 4}
 _ORDERS: Final = {"cancel": signal.SIGKILL, "pause": signal.SIGSTOP, "resume": signal.SIGCONT}
 _GOOD: Final = (child.DONE, child.NOTHING)
 _LAST_WAIT_SECONDS: Final = 1.0
@@ -187,7 +188,7 @@ class _Server:
             self._fork(job, lambda: self._scrub(job, descriptors[0]))
         elif job.kind in jobs.JOBS and job.kind != "mark":
             self._check_recover(job)
-            self._fork(job, lambda: self._do(job, job.kind, descriptors[0]))
+            self._fork(job, lambda: self._do(job, job.kind, *descriptors))
         else:
             raise HelperFailed(f"unknown job {job.kind[:40]!r}")
         if job.staging in self._staged:
@@ -296,7 +297,7 @@ class _Server:
             helper=self._pid,
         )
 
-    def _do(self, job: _Job, kind: str, body: int) -> NoReturn:
+    def _do(self, job: _Job, kind: str, body: int, *given: int) -> NoReturn:
         """In the child: do a job that reads no hostile stream."""
         staged = self._staged.get(job.staging)
         work = jobs.Work(
@@ -307,6 +308,7 @@ class _Server:
             opaque=self._facts.opaque,
             cpu_seconds=self._options.cpu_seconds,
             runtime=self._options.runtime,
+            given=given,
         )
         jobs.run_trusted(work, kind, body, job.result, self._pid)
 
@@ -351,7 +353,7 @@ class _Server:
         self._sweep_wanted = self._sweep_wanted or job.kind in _LITTERING
         if job.staging not in self._staged:
             return
-        if job.kind in _MAKING and code == child.DONE and not job.cancelled:
+        if job.kind in _KEEPING and code == child.DONE and not job.cancelled:
             self._staged[job.staging].busy = False
         else:
             with contextlib.suppress(OSError):

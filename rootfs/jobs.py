@@ -13,7 +13,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from rootfs import child, sandbox, syscalls, values, wire
+from rootfs import capabilities, child, sandbox, syscalls, values, wire
+from rootfs.assemble import assemble
 from rootfs.chain import drop_entries, make_entries
 from rootfs.commit import commit, recover, trash
 from rootfs.errors import HelperFailed, RootfsError
@@ -21,9 +22,11 @@ from rootfs.flatten import flatten
 from rootfs.forms import KINDS, FormMade, inherited, make_form, mark_opaque
 from rootfs.graft import graft, open_runtime, reach
 from rootfs.layout import Layout, make_staged_diff, open_diff, open_staged_diff
+from rootfs.leaf import write
 from rootfs.likeness import compare_form
 from rootfs.remove import empty_directory
 from rootfs.scrub import unmarked
+from rootfs.share import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +51,7 @@ class Work:
         opaque: attribute that marks opaque directories in this store, "" where none can be set.
         cpu_seconds: processor time that the job may take.
         runtime: root of the runtime that layers are given to, "" for none.
+        given: further descriptors that came with the job.
     """
 
     layout: Layout
@@ -57,6 +61,7 @@ class Work:
     opaque: str
     cpu_seconds: int
     runtime: str
+    given: tuple[int, ...] = ()
 
 
 def _mark(work: Work) -> Outcome:
@@ -190,6 +195,38 @@ def _stand_back(work: Work) -> None:
         sandbox.stand_back()
 
 
+def _share(work: Work) -> Outcome:
+    tree = open_staged_diff(work.layout, work.staging)
+    try:
+        return child.DONE, {"value": dataclasses.asdict(share(tree, work.given[0]))}
+    finally:
+        os.close(tree)
+
+
+def _assemble(work: Work) -> Outcome:
+    """Write a tar into a pipe. Who wrote the record is not known: it is read with no right but that to read files."""
+    capabilities.keep_only(capabilities.DAC_OVERRIDE)
+    record, tree, pipe = work.given
+    size_bytes = 0
+    for piece in assemble(_File(record), tree):
+        write(pipe, piece)
+        size_bytes += len(piece)
+    return child.DONE, {"value": size_bytes}
+
+
+class _File:
+    """A file that is read from its beginning, whoever has read it before."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._at = 0
+
+    def read(self, size: int, /) -> bytes:
+        data = os.pread(self._descriptor, size, self._at)
+        self._at += len(data)
+        return data
+
+
 JOBS: Final[dict[str, Callable[[Work], Outcome]]] = {
     "mark": _mark,
     "form": _form,
@@ -203,14 +240,19 @@ JOBS: Final[dict[str, Callable[[Work], Outcome]]] = {
     "reach": _reach,
     "unmarked": _unmarked,
     "compare": _compare,
+    "share": _share,
+    "assemble": _assemble,
 }
 
 
 def run_trusted(work: Work, kind: str, body: int, result: int, parent: int) -> NoReturn:
     """Do the job *kind* in this process, a fresh fork of the helper whose id is *parent*; ends it."""
     layout = work.layout
-    kept = [result, body, layout.root, layout.overlay, layout.links, layout.staging, layout.trash]
+    kept = [result, body, layout.root, layout.overlay, layout.links, layout.staging, layout.trash, *work.given]
+    given = tuple(range(3 + len(kept) - len(work.given), 3 + len(kept)))
+    filesystem = -1
     if work.filesystem >= 0:
+        filesystem = 3 + len(kept)
         kept.append(work.filesystem)
     child.leave_helper({3 + place: descriptor for place, descriptor in enumerate(kept)})
     settled = Layout(layout.path, root=5, overlay=6, links=7, staging=8, trash=9)
@@ -219,7 +261,7 @@ def run_trusted(work: Work, kind: str, body: int, result: int, parent: int) -> N
         sandbox.die_with_parent(parent)
         sandbox.limit_processor_time(work.cpu_seconds)
         arguments = wire.read_result(4) if kind == "mark" else wire.read_body(4)
-        filesystem = 10 if work.filesystem >= 0 else -1
-        return JOBS[kind](dataclasses.replace(work, layout=settled, arguments=arguments, filesystem=filesystem))
+        there = dataclasses.replace(work, layout=settled, arguments=arguments, filesystem=filesystem, given=given)
+        return JOBS[kind](there)
 
     child.run(3, job)

@@ -6,7 +6,7 @@ The unpacker's result was written by a process that read hostile bytes; nothing 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rootfs.apply import Applied
 from rootfs.chain import ChainEntry
@@ -18,20 +18,18 @@ from rootfs.graft import WAYS, Reach
 from rootfs.limits import Limits
 from rootfs.remove import Stuck
 from rootfs.scrub import FLAWS, Flaw, Order, Scrubbed
+from rootfs.share import Shared
 from rootfs.tarsplit import REPLACED, TOO_LONG, Record
 from rootfs.wire import path_bytes, path_text, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _SKIPPED: Final = 256
 _LARGEST: Final = 1 << 63
 
 
-def _fields(value: object, names: tuple[str, ...]) -> Mapping[str, object]:
+def _fields(value: object, names: tuple[str, ...]) -> dict[str, object]:
     if not isinstance(value, dict) or set(value) != set(names):
         raise HelperFailed("a result has other fields than it should")
-    return value
+    return dict(value)
 
 
 def count(value: object) -> int:
@@ -204,6 +202,20 @@ def to_reach(value: object) -> Reach:
     if way not in ("", *WAYS):
         raise HelperFailed("a result names a way that is none")
     return Reach(way, printable(text(fields["why"])))
+
+
+def to_shared(value: object) -> Shared:
+    """Read what a layer shares with another store.
+
+    Raises:
+        HelperFailed: it is not that.
+    """
+    fields = _fields(value, tuple(field.name for field in dataclasses.fields(Shared)))
+    way = text(fields.pop("way"))
+    if way not in WAYS:
+        raise HelperFailed("a result names a way that is none")
+    why = printable(text(fields.pop("why"))[:_SKIPPED])
+    return Shared(**{name: count(number) for name, number in fields.items()}, way=way, why=why)
 
 
 def from_found(found: tuple[Found, ...]) -> list[object]:
