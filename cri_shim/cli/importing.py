@@ -9,7 +9,7 @@ import tempfile
 import urllib.parse
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cri_shim.cli.settings import add_settings, load_settings
 from cri_shim.cli.status import ask
@@ -50,10 +50,24 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             answer = ask(admin, _page(options, descriptor), _PATIENCE_SECONDS)
     for image in answer["images"]:
         print(f"{image['name']} {image['id']}")
+    if "files" in answer:
+        print(_files(answer["files"]), file=sys.stderr)
     left = answer.get("left", ())
     for image in left:
         print(f"{image['name']} was left: {image['failure']}", file=sys.stderr)
     return 1 if left else 0
+
+
+def _files(found: Mapping[str, Any]) -> str:
+    """Say what lies once for both stores now, and why what does not does not."""
+    own = f"{found['own_files']} files ({found['own_bytes'] / 1e6:.1f} MB) are copies"
+    if not found["files"]:
+        said = own
+    else:
+        way = "share their extents" if "reflink" in found["ways"] else "are linked"
+        said = f"{found['files']} files ({found['shared_bytes'] / 1e6:.1f} MB) {way}, {own}"
+    whys = "; ".join(sorted({why for why in found["ways"].values() if why}))
+    return f"{said} ({whys})" if whys else said
 
 
 def _page(options: argparse.Namespace, descriptor: int) -> str:

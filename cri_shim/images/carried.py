@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from cri_shim.images.archive import Files, Part
     from cri_shim.images.network import Source, Threads
     from cri_shim.images.offers import Offer
-    from cri_shim.oci.manifest import Descriptor
+    from cri_shim.images.standing import Standing
+    from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.cancel import Cancel
     from cri_shim.registry.download import Sink
@@ -37,12 +38,15 @@ ORIGIN: Final = "(import)"
 class Carried:
     """Answers about one image of an archive."""
 
-    def __init__(self, files: Files, offer: Offer, threads: Threads, where: str) -> None:
-        """*where* is what messages call the archive."""
+    def __init__(
+        self, files: Files, offer: Offer, threads: Threads, where: str, standing: Standing | None = None
+    ) -> None:
+        """*where* is what messages call the archive; *standing* tells which layers are unpacked somewhere already."""
         self._files = files
         self._offer = offer
         self._threads = threads
         self._where = where
+        self.standing = standing
 
     async def resolve(self, reference: Reference, credentials: Sequence[Credential]) -> Resolved:
         """Return what the name stands for in the archive."""
@@ -67,6 +71,8 @@ class Carried:
     async def has_blob(self, source: Source, descriptor: Descriptor) -> bool:
         """Tell whether the archive has a blob."""
         del source
+        if self.standing is not None and self.standing.makes(descriptor.digest):
+            return True
         return await self._ask(lambda: self._find(descriptor.digest) is not None)
 
     async def download(
@@ -87,7 +93,15 @@ class Carried:
         del source, avoid
         return False
 
+    async def expect(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Look for *layers* where they may stand unpacked, and return them with the blobs that they come as."""
+        return layers if self.standing is None else await self.standing.expect(layers)
+
     def _copy(self, descriptor: Descriptor, sink: Sink, cancel: Cancel) -> Delivered:
+        if self.standing is not None and self.standing.makes(descriptor.digest):
+            sink.restart()
+            size_bytes = self.standing.make(descriptor.digest, sink, cancel)
+            return Delivered(self._where, size_bytes, (self._where,))
         part = self._find(descriptor.digest)
         if part is None or isinstance(part, bytes):
             raise NotFound(f"{self._where} does not have the blob {descriptor.digest}")

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cri_shim.auth.credential import ANONYMOUS
-from cri_shim.images.archive import open_files
+from cri_shim.images.archive import Nothing, open_files
 from cri_shim.images.carried import ORIGIN, Carried
 from cri_shim.images.network import in_thread
 from cri_shim.images.offers import chosen, offers_of
 from cri_shim.images.pull import Puller
 from cri_shim.images.shortname import plainly
+from cri_shim.images.standing import Standing, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cri_shim.images.network import Threads
     from cri_shim.images.offers import Offer
     from cri_shim.images.pull import Publish, Settings
+    from cri_shim.images.standing import Find
     from cri_shim.oci.reference import Reference
     from cri_shim.store.image import Image
     from cri_shim.store.store import Store
@@ -37,11 +39,19 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of the images of another store, name by name, and of the files of their layers."""
+
+    images: tuple[Adopted, ...]
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
 class Intake:
     """The ways in beside pulls: archives, and what the runtime has pulled itself where it can be asked for that."""
 
     importer: Importer
-    adopt: Callable[[], Awaitable[tuple[Adopted, ...]]] | None = None
+    adopt: Callable[[], Awaitable[Taken]] | None = None
 
 
 class Importer:
@@ -86,20 +96,31 @@ class Importer:
         finally:
             files.close()
 
-    async def take(self, path: str, reference: Reference, offer: Offer, where: str) -> Image:
-        """Import the one image *offer*, whose blobs lie at *path*, as *reference*.
+    async def take(self, path: str, reference: Reference, offer: Offer, where: str, find: Find, tally: Tally) -> Image:
+        """Import the one image *offer*, whose blobs lie at *path* ("" for nowhere), as *reference*.
+
+        Args:
+            path: of an OCI layout.
+            reference: its name.
+            offer: the image.
+            where: what messages call the store that has it.
+            find: tells where the layers of the image stand unpacked.
+            tally: is told what of them is shared afterwards.
 
         Raises:
             ShimError, RootfsError: what is wrong.
         """
-        files = await in_thread(self._threads.downloads, lambda _: open_files(path))
+        standing = Standing(self._store.helper, find, tally)
+        files = await in_thread(self._threads.downloads, lambda _: open_files(path) if path else Nothing())
         try:
-            return await self._pulled(files, reference, offer, where)
+            return await self._pulled(files, reference, offer, where, standing)
         finally:
             files.close()
 
-    async def _pulled(self, files: Files, reference: Reference, offer: Offer, where: str) -> Image:
-        network = Carried(files, offer, self._threads, where)
+    async def _pulled(
+        self, files: Files, reference: Reference, offer: Offer, where: str, standing: Standing | None = None
+    ) -> Image:
+        network = Carried(files, offer, self._threads, where, standing)
         settings = replace(self._settings, by_digest=offer.genuine)
         puller = Puller(self._store, network, self._layers.out_of(network), self._forms, self._publish, settings)
         try:

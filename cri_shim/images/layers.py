@@ -235,6 +235,7 @@ class Layers:
             async with asyncio.TaskGroup() as group:
                 download = group.create_task(self._download(errand, ingest))
                 unpack = group.create_task(self._unpack(errand, ingest, staging, download, arriving))
+            await self._share(errand, staging)
         except BaseException:
             await self._store.discard(staging)
             raise
@@ -302,6 +303,20 @@ class Layers:
                 if ingest.generation == generation:
                     raise
 
+    async def _share(self, errand: _Errand, staging: str) -> None:
+        """Let what was unpacked share its files with the same layer in another store, if it stands there."""
+        standing = self._network.standing
+        if standing is None:
+            return
+        tree = await self._store.made(lambda: standing.open_tree(errand.want.diff_id), _closed)
+        if tree < 0:
+            return
+        try:
+            job = self._store.helper.share(staging, tree)
+        finally:
+            os.close(tree)
+        standing.tally.add(await run_job(job))
+
     async def _commit(self, staging: str, applied: Applied, errand: _Errand) -> None:
         seal, want = seal_of(applied), errand.want
         if applied.record is not None and applied.record.lost:
@@ -332,6 +347,11 @@ class Layers:
 def _forsaken(followed: tuple[int, int, int]) -> None:
     os.close(followed[0])
     os.close(followed[1])
+
+
+def _closed(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 def _check(applied: Applied, layer: Layer) -> None:

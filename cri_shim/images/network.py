@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from cri_shim.auth.credential import Credential
-    from cri_shim.oci.manifest import Descriptor
+    from cri_shim.images.standing import Standing
+    from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.client import Client, Delivered, Fetched, Resolved
     from cri_shim.registry.download import Sink
@@ -73,6 +74,13 @@ class Origin(Protocol):
 
     async def has_others(self, source: Source, avoid: frozenset[str]) -> bool:
         """Tell whether somebody else than *avoid* may have blobs of *source*."""
+
+    async def expect(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Hear which layers of an image are wanted, bottom first; return them with the blobs that they come as."""
+
+    @property
+    def standing(self) -> Standing | None:
+        """Where layers stand unpacked on this node already, None where that cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +146,15 @@ class Network:
     async def has_others(self, source: Source, avoid: frozenset[str]) -> bool:
         """Tell whether another host than *avoid* may be asked for blobs of *source*."""
         return await self._ask(lambda _: self._client.hosts_for_blobs(source.reference, avoid) > 0)
+
+    async def expect(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Return *layers*: they come as the manifest says."""
+        return layers
+
+    @property
+    def standing(self) -> Standing | None:
+        """Return None: a registry is elsewhere."""
+        return None
 
     async def _ask(self, call: Callable[[Cancel], T]) -> T:
         return await in_thread(self._threads.questions, call)

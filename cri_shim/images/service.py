@@ -11,7 +11,7 @@ from cri_shim.store.image import Usage
 if TYPE_CHECKING:
     from cri_shim.auth.credential import Credential
     from cri_shim.images.explain import Explainer
-    from cri_shim.images.importing import Adopted, Intake
+    from cri_shim.images.importing import Intake, Taken
     from cri_shim.images.layers import Layers
     from cri_shim.images.progress import PullProgress
     from cri_shim.images.publishing import Publishing
@@ -74,7 +74,7 @@ class Images:
             raise InvalidRequest("nothing can be imported here")
         return await self._intake.importer.bring(path, where=where, name=name, tag=tag)
 
-    async def adopt(self) -> tuple[Adopted, ...]:
+    async def adopt(self) -> Taken:
         """Take over the images that the runtime has pulled itself; see `handoff.containerd.adopt`.
 
         Raises:

@@ -113,7 +113,7 @@ class AdoptAtFirst:
 
     async def _take(self, images: Images) -> None:
         taken = await images.adopt()
-        left, not_given = _left(taken)
+        left, not_given = _left(taken.images)
         for name, image in self._not_given.items():  # the runtime may have forgotten them before it was given ours
             if name not in left and await images.usable(image) is None:
                 left[name], not_given[name] = self._left[name], image

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from cri_shim.config.schema import Config, HandOffName
-    from cri_shim.images.importing import Adopted, Importer
+    from cri_shim.images.importing import Importer, Taken
     from cri_shim.images.publishing import HandOff, LayerUser, Publishing
     from cri_shim.store.store import Store
 
@@ -59,7 +59,7 @@ def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tupl
 
 def adoption_from(
     handoffs: Iterable[HandOff], importer: Importer, publishing: Publishing
-) -> Callable[[], Awaitable[tuple[Adopted, ...]]] | None:
+) -> Callable[[], Awaitable[Taken]] | None:
     """Return how images are taken over from the runtime, None where there is none to take them from."""
     found = next((one for one in handoffs if isinstance(one, Containerd)), None)
     return Adoption(found, importer, publishing).run if found is not None else None

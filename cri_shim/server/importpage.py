@@ -9,7 +9,7 @@ from cri_shim.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cri_shim.images.importing import Adopted
+    from cri_shim.images.importing import Taken
     from cri_shim.images.service import Images
 
 
@@ -34,6 +34,7 @@ async def import_page(images: Images, query: Mapping[str, str]) -> dict[str, obj
     return {"images": [{"name": name, "id": str(image.id)} for name, image in taken]}
 
 
-def _adopted(taken: tuple[Adopted, ...]) -> dict[str, object]:
-    here = [{"name": one.name, "id": str(one.image.id)} for one in taken if one.image is not None]
-    return {"images": here, "left": [{"name": one.name, "failure": one.failure} for one in taken if one.failure]}
+def _adopted(taken: Taken) -> dict[str, object]:
+    here = [{"name": one.name, "id": str(one.image.id)} for one in taken.images if one.image is not None]
+    left = [{"name": one.name, "failure": one.failure} for one in taken.images if one.failure]
+    return {"images": here, "left": left, "files": taken.tally.as_json()}

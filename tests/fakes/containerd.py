@@ -194,6 +194,22 @@ class _Snapshots(_Part, snapshots_pb2_grpc.SnapshotsServicer):
         self.state.active[request.key] = Snapshot(request.parent, directory, self.lease(context))
         return snapshots_pb2.PrepareSnapshotResponse(mounts=[self._mount(request.parent, directory)])
 
+    @moody
+    async def View(self, request, context):
+        """All that lies below, as the real one has it: a bind of one directory, or lowers, the topmost first."""
+        if request.parent not in self.state.layers:
+            await context.abort(NOT_FOUND, "no such snapshot")
+        self.state.active[request.key] = Snapshot(request.parent, self.state.root / "view", self.lease(context))
+        (self.state.root / "view").mkdir(exist_ok=True)
+        lowers, name = [], request.parent
+        while name:
+            lowers.append(f"{self.state.layers[name].directory}/fs")
+            name = self.state.layers[name].parent
+        mount = types_pb2.Mount(type="bind", source=lowers[0], options=["ro", "rbind"])
+        if len(lowers) > 1:
+            mount = types_pb2.Mount(type="overlay", source="overlay", options=[f"lowerdir={':'.join(lowers)}"])
+        return snapshots_pb2.ViewSnapshotResponse(mounts=[mount])
+
     def _mount(self, parent: str, directory: Path) -> types_pb2.Mount:
         if self.owner.other_mounts:
             return types_pb2.Mount(type="ext4", source="/dev/nowhere")

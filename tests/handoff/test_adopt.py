@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
+import os
 
+import grpc
 import pytest
 
 from cri_shim.errors import HandOffFailed, InvalidRequest
@@ -13,7 +17,10 @@ from cri_shim.server import serve
 from cri_shim.server.adoption import AdoptAtFirst
 from cri_shim.server.build import running_images
 from cri_shim.server.importpage import import_page
-from tests.fakes.containerd import Blob
+from rootfs.apply import apply_layer
+from rootfs.digest import Digest, chain_ids
+from rootfs.limits import Limits
+from tests.fakes.containerd import Blob, Snapshot
 from tests.fakes.images import digest_of, image, layer
 from tests.fakes.registry import FakeRegistry
 from tests.handoff.test_containerd import assert_whole, containerd, start
@@ -58,6 +65,54 @@ async def test_what_containerd_has_is_taken_over_and_given_back(registry, contai
         assert registry.requests() == []
 
 
+def has_unpacked(containerd, made):
+    """Let containerd have the layers of *made* as snapshots; return their directories, bottom first."""
+    found, parent = [], ""
+    tars = [gzip.decompress(one.blob) for one in made.layers]
+    chain = map(str, chain_ids([Digest.of(tar) for tar in tars]))
+    for place, (name, tar) in enumerate(zip(chain, tars, strict=True)):
+        directory = containerd.root / "snapshots" / f"theirs{place}"
+        (directory / "fs").mkdir(parents=True)
+        tree = os.open(directory / "fs", os.O_RDONLY)
+        apply_layer(io.BytesIO(tar), tree, limits=Limits(), privileged=os.geteuid() == 0)
+        os.close(tree)
+        containerd.state.layers[name] = Snapshot(parent, directory)
+        found.append(directory / "fs")
+        parent = name
+    containerd.state.blobs[made.id].labels["containerd.io/gc.ref.snapshot.overlayfs"] = parent
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_what_containerd_has_unpacked_is_linked(registry, containerd, start, count):
+    made = image(*[layer({f"file{place}": b"content" * 1000, "empty": b""}) for place in range(count)])
+    has_pulled(containerd, made, NAME)
+    theirs = has_unpacked(containerd, made)
+    inodes = [(tree / f"file{place}").stat().st_ino for place, tree in enumerate(theirs)]
+    async with start() as images:
+        answer = await import_page(images, {"path": "containerd:"})
+        assert answer["left"] == []
+        expected = {"files": count, "shared_bytes": 7000 * count, "own_files": 0, "own_bytes": 0, "ways": {"link": ""}}
+        assert answer["files"] == expected
+        (found,) = images.images()
+        ours = [images._store.layout.overlay / one.name / "diff" for one in found.layers]
+        assert [(tree / f"file{place}").stat().st_ino for place, tree in enumerate(ours)] == inodes
+        assert_whole(containerd, found)
+        assert containerd.state.active == {}
+        assert "Snapshots.View" in containerd.calls
+
+
+async def test_snapshots_that_cannot_be_looked_at_are_done_without(registry, containerd, start):
+    made = sample()
+    has_pulled(containerd, made, NAME)
+    containerd.fails["Snapshots.View"] = grpc.StatusCode.UNAVAILABLE
+    async with start() as images:
+        answer = await import_page(images, {"path": "containerd:"})
+        assert answer["left"] == []
+        assert answer["files"]["ways"] == {}
+        assert_whole(containerd, images.images()[0])
+
+
 async def test_an_image_whose_layers_are_gone_stays_with_containerd(registry, containerd, start):
     made, other = sample(), image(layer({"other": b"other"}))
     has_pulled(containerd, made, NAME, without=made.layers[0].blob)
@@ -68,6 +123,8 @@ async def test_an_image_whose_layers_are_gone_stays_with_containerd(registry, co
         ((left, failure),) = [(row["name"], row["failure"]) for row in answer["left"]]
         assert left == NAME
         assert "does not have the blob" in failure
+        assert "discard_unpacked_layers" in failure
+        assert "pulled at its next use" in failure
         assert NAME in containerd.names()
         assert [str(one.id) for one in images.images()] == [other.id]
 
@@ -116,7 +173,7 @@ async def test_what_was_given_is_not_taken(registry, containerd, start):
     registry.add("app", sample(), tag="1")
     async with start() as images:
         await images.pull(f"{registry.host}/app:1", None)
-        assert await images.adopt() == ()
+        assert (await images.adopt()).images == ()
 
 
 async def test_the_first_start_takes_over_and_later_ones_do_not(tmp_path, registry, containerd, start):

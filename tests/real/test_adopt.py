@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,9 @@ from tests.real.shim import Shim, crictl
 from tests.real.test_containerd import programs_of, until
 
 pytestmark = pytest.mark.needs("root", "docker-registry", "skopeo", "containerd", "ctr", "runc", "crictl", "busybox")
+
+
+SNAPSHOTS = "io.containerd.snapshotter.v1.overlayfs/snapshots"
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,19 @@ def blobs_of_layers(containerd) -> set[str]:
     return found
 
 
+def looks(root: Path) -> dict[Path, tuple]:
+    """Everything about the trees below *root* that one more name for a file does not change."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        names = os.listxattr(path, follow_symlinks=False)
+        extended = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+        kept = (status.st_ino, status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_mtime_ns)
+        found[path.relative_to(root)] = (*kept, content, extended)
+    return found
+
+
 @pytest.mark.parametrize("which", ["debian", "current"])
 def test_a_node_changes_over_and_back(place, layouts, which):
     registry = DockerRegistry(place / "reg")
@@ -55,6 +74,7 @@ def test_a_node_changes_over_and_back(place, layouts, which):
     after = Pods(place / "after", containerd.socket, shim.socket)
     try:
         theirs = {name: containerd.pull(name) for name in (app, pause)}
+        snapshots = looks(containerd.root / SNAPSHOTS)
         running, _ = before.begun(app, "sleep 100000")
         assert blobs_of_layers(containerd)
         registry.close()
@@ -70,6 +90,12 @@ def test_a_node_changes_over_and_back(place, layouts, which):
         until(lambda: len(json.loads(shim.crictl("images", "-o", "json").stdout)["images"]) == 2)
         assert {name: shim.inspect(name)["status"]["id"] for name in theirs} == theirs
         until(lambda: not blobs_of_layers(containerd))
+        # What the containers of before stand on is as it was, and lies once: their files are ours.
+        now = looks(containerd.root / SNAPSHOTS)
+        assert {path: now[path] for path in snapshots} == snapshots
+        inodes = {look[0] for look in snapshots.values() if stat.S_ISREG(look[1]) and look[4]}
+        assert inodes
+        assert inodes <= {look[0] for look in looks(shim.root / "overlay").values()}
         assert before.execute(running, "cat", "/etc/motd") == "from the third layer"
         assert after.output(app) == SEEN
         assert after.image_ids() == {theirs[app]}

@@ -243,6 +243,7 @@ ELSEWHERE = {
     "layer.exchange.new": "the same without RENAME_EXCHANGE, in tests/rootfs/test_commit.py",
     "layer.rename.plain": "filesystems without RENAME_NOREPLACE, in tests/rootfs/test_commit.py",
     "graft.syncfs": "a containerd beside the daemon, in the tests of that hand-off",
+    "share.rename": "a layer taken over from another store, under staging still; see tests/rootfs/test_share.py",
     "chain.lower.rename": "a chain entry whose layers below changed, in tests/rootfs/test_chain.py",
     "published.file.rename": "an image with a file of another name published, in the tests of that hand-off",
 }

@@ -154,6 +154,16 @@ class Client:
             return None
         return tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in answer.mounts)
 
+    async def view(self, snapshotter: str, key: str, parent: str, lease: str) -> tuple[Mount, ...]:
+        """Begin the snapshot *key* to read *parent*, a committed layer with all below it.
+
+        Raises:
+            Vanished: there is no such layer.
+        """
+        request = snapshots_pb2.ViewSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent)
+        answer = await self._call(self._snapshots.View, request, lease)
+        return tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in answer.mounts)
+
     async def commit(self, snapshotter: str, name: str, key: str, lease: str) -> bool:
         """Make the snapshot *key* the layer *name*; False: there is one already, and *key* is still there."""
         request = snapshots_pb2.CommitSnapshotRequest(snapshotter=snapshotter, name=name, key=key)

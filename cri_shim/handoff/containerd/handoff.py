@@ -21,7 +21,9 @@ from cri_shim.errors import HandOffFailed, StoreDamaged
 from cri_shim.handoff.containerd.client import Client, Unreachable, named, owned
 from cri_shim.handoff.containerd.publish import Publisher
 from cri_shim.handoff.containerd.records import names_of, targets_of
+from cri_shim.images.standing import Tree
 from cri_shim.store.store import run_job
+from rootfs.digest import chain_ids
 from rootfs.errors import RootfsError
 from rootfs.graft import Reach
 
@@ -101,6 +103,19 @@ class Containerd:
         """
         ours = {record.name for record in await self._client.records([owned(*self._publisher.owner)])}
         return tuple(record for record in await self._client.records(()) if record.name not in ours)
+
+    async def trees(self, diff_ids: tuple[Digest, ...]) -> dict[Digest, Tree]:
+        """Return where containerd has the layers of an image unpacked; nothing where it has not."""
+        if not diff_ids:
+            return {}
+        try:
+            found = await self._publisher.directories(str(chain_ids(diff_ids)[-1]))
+        except HandOffFailed as error:
+            _log.warning("where containerd has its layers is not known, they are unpacked anew: %s", error)
+            return {}
+        if len(found) != len(diff_ids):
+            return {}
+        return {diff_id: Tree(directory) for diff_id, directory in zip(diff_ids, found, strict=True)}
 
     async def stop(self) -> None:
         """End the connection; images stay registered."""

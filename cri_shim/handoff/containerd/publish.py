@@ -138,6 +138,22 @@ class Publisher:
         finally:
             self.leases.discard(lease)
 
+    async def directories(self, name: str) -> tuple[str, ...]:
+        """Return where the layers of the chain *name* lie, bottom first; nothing where they are not unpacked.
+
+        Raises:
+            HandOffFailed: containerd cannot be asked.
+        """
+        key = f"cri-shim-view-{uuid.uuid4().hex}"
+        async with self._lease() as lease:
+            try:
+                return lowers_of(await self._client.view(SNAPSHOTTER, key, name, lease))
+            except Refused:  # it was not unpacked, or with another snapshotter
+                return ()
+            finally:
+                with suppress(HandOffFailed):  # it goes with the lease
+                    await undisturbed(self._client.remove_snapshot(SNAPSHOTTER, key, lease, _TIDY_SECONDS))
+
     async def _layer(self, layer: ImageLayer, name: str, parent: str, lease: str, limit: asyncio.Timeout) -> None:
         key = f"extract-{uuid.uuid4().hex} {name}"
         mounts = await self._client.prepare(SNAPSHOTTER, key, parent, {SNAPSHOT_REF: name}, lease)
@@ -202,6 +218,17 @@ def standing_still(limit: asyncio.Timeout) -> Iterator[None]:
 
 async def _yes() -> bool:
     return True
+
+
+def lowers_of(mounts: tuple[Mount, ...]) -> tuple[str, ...]:
+    """Return the directories that a view of containerd's `overlayfs` is made of, bottom first."""
+    if len(mounts) != 1:
+        return ()
+    mount = mounts[0]
+    if mount.kind == "bind":
+        return (mount.source,)
+    found = [option.removeprefix("lowerdir=") for option in mount.options if option.startswith("lowerdir=")]
+    return tuple(reversed(found[0].split(":"))) if mount.kind == "overlay" and len(found) == 1 else ()
 
 
 def upper_of(mounts: tuple[Mount, ...]) -> str:
