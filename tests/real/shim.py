@@ -149,11 +149,11 @@ class Shim:
         return found
 
     def _files(self) -> list[str]:
-        kept = ("index.db", "index.db-wal", "index.db-shm", "VERSION", "lock", "cri-shim.lock", "ballast")
+        kept = ("index.db", "index.db-wal", "index.db-shm", "scrub.json", "VERSION", "lock", "cri-shim.lock", "ballast")
         found = []
         for directory, below, names in os.walk(self.root):  # what vanishes meanwhile is passed over
             links = [name for name in below if os.path.islink(os.path.join(directory, name))]
-            left = links + [name for name in names if name not in kept]
+            left = links + [name for name in names if name not in kept and not name.startswith(".scrub.json.")]
             found += [os.path.relpath(os.path.join(directory, name), self.root) for name in left]
         return sorted(found)
 

@@ -5,6 +5,7 @@ The container is of another image, which shares most of its layers with the dama
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -134,3 +135,23 @@ def test_without_a_daemon(node):
     assert listing(podman) == KEPT_LISTED
     shim.start()
     assert podman.run(name, "sh", "-c", LISTING) == LISTED
+
+
+@pytest.mark.needs("debootstrap", "umoci", "buildah", "tar")
+def test_nothing_is_said_of_images_as_others_make_them(shim, registry, stacks, debian):
+    """Forms of every kind, whiteouts, links through links, a whole Debian: whole is what they are called."""
+    registry.push(debian.layout, debian.tag, "whole/debian:12")
+    names = [f"{registry.host}/stack/{tag}:1" for tag in stacks]
+    for name in (*names, f"{registry.host}/whole/debian:12"):
+        shim.pull(name)
+    forms = {layer["form"] for layer in seals(shim)}
+    assert {"plain", "bottom", "chain", "again"} <= forms
+    for depth in ("--quick", "--full"):
+        code, said = check(shim, depth)
+        print(said)
+        assert code == 0, said
+        assert said.rstrip().endswith("all is whole"), said
+
+
+def seals(shim):
+    return [json.loads(path.read_text()) for path in (shim.root / "overlay").glob("*/layer.json")]

@@ -42,6 +42,18 @@ def make_image(name: str = "reg.io/app", tag: str = "1", **changes) -> Image:
     return replace(image, **changes)
 
 
+class FakeScrub:
+    """Nothing is damaged, and nothing waits to be thrown away."""
+
+    report = None
+
+    async def bury(self):
+        pass
+
+    async def ended(self, _seconds):
+        pass
+
+
 class FakeImages:
     """*pulls_as* says what a pull does: an image to return, an error to raise, an event to wait for."""
 
@@ -55,6 +67,7 @@ class FakeImages:
         self.broken = False
         self.cancelled = 0
         self._listed: tuple = ()
+        self.scrub = FakeScrub()
 
     async def pull(self, name, given):
         self.pulled.append(name)
