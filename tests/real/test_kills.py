@@ -205,7 +205,7 @@ def test_what_a_kill_left_and_the_next_pull_took_up_survives_a_cut(nodes, kind):
     """Nothing of the layers is written by the second pull, which is acknowledged all the same."""
     node = nodes[kind, "none"]
     try:
-        shim = node.start("layer.overlay.sync=kill@3")
+        shim = node.start("layer.overlay.sync=kill@2")
         call = Call(shim, "pull", node.name(BROKEN))
         assert shim.process.wait(WAIT) == -signal.SIGKILL
         call.join(WAIT)
