@@ -35,6 +35,7 @@ from rootfs.layout import (
     make_record,
     make_staged_diff,
     move_to_trash,
+    must_be_one_mount,
     open_layer,
     open_layout,
 )
@@ -422,6 +423,7 @@ def _prepare(root: str, apply: child.Apply) -> tuple[Layout, Facts]:
     wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     layout = open_layout(root)
+    must_be_one_mount(layout)
     for name in os.listdir(layout.staging):
         move_to_trash(layout, layout.staging, name)
     facts = find_facts(layout, apply)

@@ -74,6 +74,28 @@ def open_layout(path: str) -> Layout:
     )
 
 
+def must_be_one_mount(layout: Layout) -> None:
+    """Refuse a store over which a layer could not be renamed from one place to another.
+
+    Raises:
+        RootfsError: something is mounted on a directory below the root.
+        OSError: /proc cannot be read.
+    """
+    places = {"overlay": layout.overlay, "overlay/l": layout.links, "staging": layout.staging, "trash": layout.trash}
+    for name, directory in places.items():
+        if _mount_of(directory) != _mount_of(layout.root):
+            raise RootfsError(
+                f"{layout.path}/{name} is a mount of its own, and layers are renamed in and out of it: unmount it, "
+                "and mount a larger filesystem at the root itself if that was what it was for"
+            )
+
+
+def _mount_of(descriptor: int) -> str:
+    """The id of the mount that a descriptor was opened on, as proc_pid_fdinfo(5) tells it; a bind mount has its own."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        return next((line for line in file if line.startswith("mnt_id:")), "")
+
+
 def _directory(parent: int, name: str) -> int:
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)

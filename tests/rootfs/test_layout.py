@@ -94,3 +94,14 @@ def test_what_an_interrupted_link_left_is_no_hindrance(layout):
     os.symlink("x", f"{link_name('layer')}.new", dir_fd=layout.links)
     module.make_link(layout, "layer")
     assert os.listdir(layout.links) == [link_name("layer")]
+
+
+@pytest.mark.parametrize("place", ["overlay", "overlay/l", "staging", "trash"])
+def test_a_mount_below_the_root_is_refused(layout, monkeypatch, place):
+    """The real one is in tests/real/test_faults.py (E11); that of another mount is told by its number alone."""
+    module.must_be_one_mount(layout)
+    other = {"overlay": layout.overlay, "overlay/l": layout.links, "staging": layout.staging, "trash": layout.trash}
+    real = module._mount_of
+    monkeypatch.setattr(module, "_mount_of", lambda fd: "mnt_id:\t0\n" if fd == other[place] else real(fd))
+    with pytest.raises(RootfsError, match=f"/{place} is a mount of its own.*unmount it"):
+        module.must_be_one_mount(layout)
