@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import urllib.parse
@@ -15,6 +16,9 @@ from cri_shim.cli.settings import add_settings, load_settings
 from cri_shim.cli.status import ask
 from cri_shim.errors import ShimError
 from rootfs.capabilities import keep_only
+from rootfs.compression import READ_BYTES, decompress
+from rootfs.errors import LimitExceeded, RootfsError
+from rootfs.limits import Limits
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="an OCI layout, an archive of one, what docker save wrote, - for such a stream, or containerd:",
+        help="an OCI layout, an archive of one, what docker save wrote (both also as .gz or .zst), - or containerd:",
     )
     parser.add_argument("--image", default="", metavar="TAG", help="which image of it; all of them without")
     parser.add_argument("--name", default="", metavar="NAME", help="the name that the image is to have")
@@ -88,15 +92,59 @@ def _opened(source: str) -> Iterator[int]:
         if source == "-":
             with tempfile.TemporaryFile(dir=_SPOOL) as spool:
                 _spool(sys.stdin.buffer, spool)
-                yield spool.fileno()
+                with _uncompressed(spool.fileno()) as plain:
+                    yield plain
             return
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ShimError(f"{source} cannot be read: {error.strerror}") from error
     try:
-        yield descriptor
+        with _uncompressed(descriptor) as plain:
+            yield plain
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _uncompressed(descriptor: int) -> Iterator[int]:
+    """Give *descriptor* itself, or a file without a name that has what its gzip or zstd stream unpacks to."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not is_compressed(os.pread(descriptor, 4, 0)):
+        yield descriptor
+        return
+    with tempfile.TemporaryFile(dir=_SPOOL) as spool:
+        try:
+            unpack_archive(descriptor, spool, Limits())
+        except RootfsError as error:
+            raise ShimError(f"the archive cannot be uncompressed: {error}") from error
+        except OSError as error:
+            raise ShimError(f"the archive cannot be uncompressed into {_SPOOL}: {error.strerror}") from error
+        yield spool.fileno()
+
+
+def is_compressed(start: bytes) -> bool:
+    """Tell whether a file that begins with *start* is a gzip or zstd stream."""
+    return start.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
+
+
+def unpack_archive(descriptor: int, into: BinaryIO, limits: Limits) -> None:
+    """Write what the compressed file *descriptor* holds *into* another one.
+
+    Raises:
+        LayerRejected: it is corrupt or cut off.
+        LimitExceeded: it unpacks to more than `limits.unpacked_bytes`, or to more than `limits.ratio` times its size.
+    """
+    source = os.fstat(descriptor).st_size
+    most_bytes = min(limits.unpacked_bytes, max(limits.ratio_floor_bytes, limits.ratio * source))
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        stream = decompress(file, limits)
+        size_bytes = 0
+        while piece := stream.read(READ_BYTES):
+            size_bytes += len(piece)
+            if size_bytes > most_bytes:
+                raise LimitExceeded(f"the archive unpacks to more than {most_bytes} bytes", "unpacked_bytes")
+            into.write(piece)
+    into.flush()
 
 
 def _spool(stream: BinaryIO, spool: BinaryIO) -> None:

@@ -63,6 +63,8 @@ def test_what_skopeo_writes(alone, place, layouts, form):
 
 def test_a_stream(alone, place, layouts):
     archive = written(place, layouts, "oci-archive")
+    run("gzip", "-1", archive)
+    archive = archive.with_name(archive.name + ".gz")
     with subprocess.Popen(["cat", archive], stdout=subprocess.PIPE) as cat:
         taken = importing(alone, "-", "--name", NAME, stdin=cat.stdout)
     assert set(taken) == {NAME}
