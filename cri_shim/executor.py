@@ -7,6 +7,7 @@ its own (downloads, disk, index, resolution), so that a slow kind never starves 
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from concurrent.futures import Executor, Future
@@ -85,3 +86,15 @@ def _settle(future: Future[object], call: Callable[[], object]) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
+
+
+_OTHERS = DaemonExecutor("others", 8)
+
+
+async def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run *fn* in a thread for what has no executor of its own: short and seldom.
+
+    `asyncio.to_thread` is not for a daemon: its threads hold up the end of the process, and the first call loads them
+    from the disk on the event loop.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_OTHERS, lambda: fn(*args, **kwargs))

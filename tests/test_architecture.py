@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "auth": {"errors", "oci"},
     "registry": {"rootfs", "errors", "version", "oci", "auth"},
     "store": {"rootfs", "errors"},
-    "images": {"rootfs", "errors", "oci", "auth", "registry", "store"},
+    "images": {"rootfs", "errors", "executor", "oci", "auth", "registry", "store"},
     "handoff": {"rootfs", "errors", "pb", "oci", "store", "images"},
     "server": {
         *("rootfs", "errors", "version", "executor", "log", "pb", "config", "oci", "host"),

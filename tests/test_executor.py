@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cri_shim.executor import DaemonExecutor
+from cri_shim.executor import DaemonExecutor, in_thread
 from tests.fakes.rootfs_jobs import until
 
 
@@ -39,3 +39,11 @@ def test_its_threads_end_with_it_when_all_is_done(way):
     queued.result(60)
     assert done == [1]
     until(lambda: not threads_of(f"ends {way}"), "the end of its threads")
+
+
+async def test_what_has_no_executor_of_its_own_runs_in_a_thread_that_holds_up_nobody():
+    one = await in_thread(threading.current_thread)
+    assert one.name.startswith("others-")
+    assert one.daemon
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(lambda: 1 // 0)

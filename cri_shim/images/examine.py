@@ -6,12 +6,12 @@ A plain layer is compared with its tar (`rootfs.scrub`), a form with the plain l
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cri_shim.errors import StoreDamaged
+from cri_shim.executor import in_thread
 from cri_shim.store.blobs import Blobs
 from cri_shim.store.image import image_from, record_names
 from cri_shim.store.seal import Seal, decode_implied, decode_seal
@@ -90,7 +90,7 @@ class Examiner:
         Raises:
             RootfsError: it could not be found out.
         """
-        seal = await asyncio.to_thread(self._sealed, layer)
+        seal = await in_thread(self._sealed, layer)
         if isinstance(seal, Flaw):
             return Examined((seal,))
         if layer.form == "plain":
@@ -149,7 +149,7 @@ class Examiner:
         return seal if linked else Flaw("", "its short name is gone, or another's")
 
     async def _plain(self, layer: Layer, seal: Seal, manner: Manner) -> Examined:
-        implied = await asyncio.to_thread(self._implied, layer)
+        implied = await in_thread(self._implied, layer)
         if len(implied) != seal.implied:
             return Examined((Flaw("", "the list of its implied directories has changed"),))
         order = Order(
@@ -170,7 +170,7 @@ class Examiner:
         plain = layer.diff_id.hex
         implied: tuple[bytes, ...] = ()
         if layer.form == "chain":
-            implied = await asyncio.to_thread(lambda: decode_implied(_read(self._layout.overlay / plain / "implied")))
+            implied = await in_thread(lambda: decode_implied(_read(self._layout.overlay / plain / "implied")))
         form = Form(layer.form, seal.source or plain, below, implied)
         job = self._helper.compare(
             layer.name, form, content=manner.content, bytes_per_second=manner.bytes_per_second, idle=manner.idle

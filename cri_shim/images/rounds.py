@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import ShimError
+from cri_shim.executor import in_thread
 from cri_shim.images.report import Report
 from cri_shim.store.due import Due, read_due, write_due
 from rootfs.errors import RootfsError
@@ -51,7 +52,7 @@ class Rounds:
 
     async def forever(self, tick_seconds: float = TICK_SECONDS) -> None:
         """Look when it is time, and throw away what was replaced as soon as nobody has it mounted."""
-        self._place = await asyncio.to_thread(self._read)
+        self._place = await in_thread(self._read)
         while True:
             try:
                 await self._scrub.bury()
@@ -81,7 +82,7 @@ class Rounds:
 
     async def _keep(self, place: Due) -> None:
         self._place = place
-        await asyncio.to_thread(write_due, self._path, place)
+        await in_thread(write_due, self._path, place)
 
     def _read(self) -> Due:
         place = read_due(self._path)

@@ -6,10 +6,10 @@ place anew while it is looked at is not judged. It can be begun where an earlier
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ShimError
+from cri_shim.executor import in_thread
 from cri_shim.images.examine import RECORD_LOST, Examined, Flaw
 from rootfs.errors import RootfsError
 
@@ -51,7 +51,7 @@ class Survey:
     async def _image(self, image: Image) -> None:
         self._report.now = str(image.id)
         content = self._manner.content
-        flaws = await asyncio.to_thread(self._examiner.documents, image, content=content)
+        flaws = await in_thread(self._examiner.documents, image, content=content)
         if self._catalog().images.get(image.id) is image:
             beyond = any(flaw.what != RECORD_LOST for flaw in flaws)
             self._report.take_documents(image, flaws, beyond_the_record=beyond)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
+
+from cri_shim.executor import in_thread
 
 if TYPE_CHECKING:
     from cri_shim.images.service import Images
@@ -17,7 +18,7 @@ async def df_page(images: Images) -> dict[str, object]:
     Of an image, unique is what its removal sets free: the layers that no other image needs, and its documents.
     """
     root = str(images.status()["root"])
-    filesystem = await asyncio.to_thread(os.statvfs, root)
+    filesystem = await in_thread(os.statvfs, root)
     used = images.usage().used_bytes
     rows = [_row(images, image) for image in images.images()]
     layers = {layer.name: layer.unpacked_bytes for image in images.images() for layer in image.layers}
