@@ -176,6 +176,13 @@ class Config:
     partial_seconds: Staleness = _key(86_400, "How long it is kept.")
     max_downloads: AtMost1000 = _key(8, "Layers that are downloaded at once, in all.")
     max_downloads_per_image: AtMost1000 = _key(6, "Layers of one image that are downloaded at once.")
+    connections_per_layer: AtMost1000 = _key(
+        6,
+        "Connections that fetch one layer at once, each its part; more than one for large layers only, of hosts that\n"
+        "have ranges and strong ETags, and while more comes with more of them. 1: never several.",
+    )
+    connections_per_host: AtMost1000 = _key(12, "Connections to one host up to which a layer may get another one.")
+    max_connections: AtMost1000 = _key(24, "The same to all hosts. Each takes a MiB of memory.")
     max_unpacks: AtMost1000 = _key(4, "Layers that are unpacked at once, in all.")
     pinned: tuple[Word, ...] = _key(
         (),

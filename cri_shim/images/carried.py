@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.cancel import Cancel
-    from cri_shim.registry.download import Sink
+    from cri_shim.registry.segments import Sink
 
 T = TypeVar("T")
 

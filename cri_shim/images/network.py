@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.client import Client, Delivered, Fetched, Resolved
-    from cri_shim.registry.download import Sink
+    from cri_shim.registry.segments import Sink
     from rootfs.digest import Digest
 
 T = TypeVar("T")

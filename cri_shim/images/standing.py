@@ -22,7 +22,7 @@ from rootfs.errors import RootfsError
 if TYPE_CHECKING:
     from cri_shim.oci.manifest import Layer
     from cri_shim.registry.cancel import Cancel
-    from cri_shim.registry.download import Sink
+    from cri_shim.registry.segments import Sink
     from rootfs.client import Helper
     from rootfs.share import Shared
 

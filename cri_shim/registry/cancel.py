@@ -102,3 +102,33 @@ class Cancel:
         finally:
             with self._lock:
                 del self._acts[key]
+
+
+class Branch(Cancel):
+    """A part of what a `Cancel` covers, which can be stopped alone; progress is that of the whole."""
+
+    def __init__(self, whole: Cancel) -> None:
+        super().__init__()
+        self._whole = whole
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the part or the whole is."""
+        return super().cancelled or self._whole.cancelled
+
+    def expect_progress(self, seconds: float, clock: Callable[[], float]) -> None:
+        """See `Cancel`: of the whole."""
+        self._whole.expect_progress(seconds, clock)
+
+    def moved(self) -> None:
+        """See `Cancel`: the whole has moved."""
+        self._whole.moved()
+
+    def remaining_seconds(self) -> float | None:
+        """Return the time that is left to the whole."""
+        return self._whole.remaining_seconds()
+
+    def check(self) -> None:
+        """See `Cancel`."""
+        self._whole.check()
+        super().check()

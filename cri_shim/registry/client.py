@@ -18,12 +18,15 @@ from cri_shim.auth.credential import ANONYMOUS, Credential
 from cri_shim.auth.servers import is_for, server_of
 from cri_shim.errors import ConfigError, ContentRejected, Denied, LimitExceeded, NotFound, ShimError, Unauthenticated
 from cri_shim.registry import content, download, foreign
+from cri_shim.registry.connections import Connections
 from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.health import Health
 from cri_shim.registry.retry import ATTEMPTS, Pace
 from cri_shim.registry.session import Means, Memory, Session
+from cri_shim.registry.terms import USUAL, Terms
 from cri_shim.registry.tokens import Tokens
 from cri_shim.registry.tries import failed, nobody
+from cri_shim.registry.workers import Several
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
     from cri_shim.oci.descriptor import Descriptor
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.cancel import Cancel
-    from cri_shim.registry.download import Sink
     from cri_shim.registry.hosts import Host, Hosts
+    from cri_shim.registry.segments import Sink
     from cri_shim.registry.session import Wanted
     from cri_shim.registry.transport import Transport
     from rootfs.digest import Digest
@@ -42,24 +45,7 @@ T = TypeVar("T")
 MIRROR_ATTEMPTS = 2  # where another host can be asked instead
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the operator decides.
-
-    Attributes:
-        mirror_stall_seconds: How long to wait for a word from a host for which there is another.
-        progress_seconds: How long to wait for a byte of one document or blob, from whichever host.
-        same_site: Refuse realms on another site than their registry.
-        foreign_layers: Ask the URLs of layers that their registry has not.
-    """
-
-    mirror_stall_seconds: float = 20.0
-    progress_seconds: float = 300.0
-    same_site: bool = False
-    foreign_layers: bool = False
-
-
-USUAL = Terms()
+SEVERAL = Several()
 REFUSED = (Unauthenticated, Denied)
 ANSWERED = frozenset({"status", "protocol"})  # the host is there; what it stands for may not be
 FAILED = (NotFound, HostFailed, ContentRejected, LimitExceeded, ConfigError)
@@ -141,6 +127,7 @@ class Client:
         credentials_for: Callable[[str], Sequence[Credential]] | None = None,
         headers_for: Callable[[Reference], Sequence[tuple[str, Secret]]] | None = None,
         terms: Terms = USUAL,
+        several: Several = SEVERAL,
     ) -> None:
         """*credentials_for* finds credentials for a mirror, named as in a keyring: "mirror.corp:5000/library/nginx".
 
@@ -154,6 +141,7 @@ class Client:
         self._health = Health(clock)
         self._terms = terms
         self._clock = clock
+        self._several = replace(several, connections=Connections(), clock=clock)
 
     def follow(self, terms: Terms) -> None:
         """Go by *terms* from the next question on."""
@@ -307,9 +295,10 @@ class Client:
             ShimError: As `resolve`; and what the sink raises, as it is.
         """
         tally: dict[str, int] = {}
+        several = replace(self._several, bounds=self._terms.connections)
 
         def act(session: Session) -> str:
-            download.download(session, descriptor, sink, tally)
+            download.download(session, descriptor, sink, tally, several)
             return session.host.name
 
         try:

@@ -7,7 +7,7 @@ credential, header or certificate of ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cri_shim.auth.credential import ANONYMOUS
@@ -48,6 +48,11 @@ class ForeignPlace:
     def name(self) -> str:
         """The URL's host."""
         return self.url.authority
+
+    def beside(self, cancel: Cancel, stall_seconds: float) -> ForeignPlace:
+        """Return the same place for another thread."""
+        del stall_seconds
+        return replace(self, cancel=cancel)
 
     def ask(self, method: str, path: str, headers: Headers = (), *, fine: Collection[int] = (200,)) -> Reply:
         """Ask for the layer, whatever its *path* at a registry would be.

@@ -128,6 +128,10 @@ class Pace:
         else:
             self._sleep(seconds, cancel)
 
+    def hold(self, host: str, failure: HostFailed) -> None:
+        """Have everyone leave *host* alone after a *failure* that says that it is busy; nobody waits here."""
+        self._hold(host, failure.after_seconds or pause_seconds(0, self._chance()))
+
     def _hold(self, host: str, seconds: float) -> None:
         with self._lock:
             self._until[host] = max(self._until.get(host, 0.0), self._clock() + seconds)

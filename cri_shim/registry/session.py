@@ -162,6 +162,19 @@ class Session:
         """Whether the host has a realm, which may give others, also those who show nothing, what it refuses here."""
         return self.wanted is not None and self.wanted.realm is not None
 
+    def beside(self, cancel: Cancel, stall_seconds: float) -> Session:
+        """Return another one like this, for another thread, which is less patient with a host that sends nothing."""
+        stall = min(stall_seconds, stall_seconds if self.host.stall_seconds is None else self.host.stall_seconds)
+        return Session(
+            self._means,
+            replace(self.host, stall_seconds=stall),
+            self.repository,
+            self.credential,
+            cancel,
+            wanted=self.wanted,
+            replaceable=self.replaceable,
+        )
+
     def patiently(self, act: Callable[[], T]) -> T:
         """Do *act*, again when it fails in a way that may pass."""
         return self.pace.patiently(self.host.name, self.cancel, act, self.attempts, self.most_seconds)

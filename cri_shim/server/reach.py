@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError
-from cri_shim.registry.client import Client, Terms
+from cri_shim.registry.connections import MOST_PER_BLOB, Bounds
 from cri_shim.registry.hosts import Hosts, Rules
 from cri_shim.registry.nodefiles import policy_restrictions, registries_restrictions
 from cri_shim.registry.proxies import Proxies
 from cri_shim.registry.registriesconf import NO_RULES
 from cri_shim.registry.registriesfile import read_registries_conf, registries_problems
+from cri_shim.registry.terms import Terms
 from cri_shim.registry.tls import Contexts
 from cri_shim.registry.transport import Transport
 from cri_shim.server.keep import names_that_are_none
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cri_shim.config.schema import Config
+    from cri_shim.registry.client import Client
 
 
 def rules_of(config: Config) -> Rules:
@@ -77,6 +79,11 @@ def terms_of(config: Config) -> Terms:
         progress_seconds=config.progress_seconds,
         same_site=config.realm_same_site,
         foreign_layers=config.foreign_layers == "fetch",
+        connections=Bounds(
+            per_blob=min(MOST_PER_BLOB, config.connections_per_layer),
+            per_host=config.connections_per_host,
+            total=config.max_connections,
+        ),
     )
 
 
