@@ -230,6 +230,53 @@ def test_e05_the_filesystem_becomes_read_only(stack, place, registry):
     asyncio.run(node.examine(KEPT, WANTED, acknowledged=False))
 
 
+def test_e05_an_error_on_the_disk_makes_the_filesystem_read_only(stack, place, registry):
+    """As ext4 does by itself; a remount is refused by the kernel while the index is open."""
+    node = node_on(stack, place, registry, size_mib=160, options=("-e", "remount-ro"))
+    node.start()
+    device = os.path.basename(run("findmnt", "-n", "-o", "SOURCE", node.disk.at).stdout.strip())
+    with open(f"/sys/fs/ext4/{device}/trigger_fs_error", "w", encoding="ascii") as trigger:
+        trigger.write("a test")
+    assert "Read-only" in refused(node)
+    with Client(node.shim.socket) as client:
+        assert len(client.images()) == 1
+        assert client.room().used_bytes > 0
+    node.shim.kill()
+    node.disk.unmount()
+    node.disk.mount()
+    asyncio.run(node.examine(KEPT, WANTED, acknowledged=False))
+
+
+IN_SQLITE = [("pull", "index.db-wal", "pwrite64", hit) for hit in (1, 2, 7)]
+IN_SQLITE += [("pull", "index.db-wal", "fdatasync", 1), ("stop", "index.db", "pwrite64", 1)]
+IN_SQLITE += [("stop", "index.db", "pwrite64", 2), ("stop", "index.db", "fdatasync", 1)]
+
+
+@pytest.mark.parametrize(("operation", "file", "call", "hit"), IN_SQLITE)
+def test_k13_killed_inside_a_commit_or_a_checkpoint_of_sqlite(stack, place, registry, operation, file, call, hit):
+    """Below every failpoint: before the write or the sync of that number, which does not happen."""
+    node = node_on(stack, place, registry)
+    shim = node.start()
+    pid = shim.process.pid
+    with Client(shim.socket) as client:
+        if operation == "stop":
+            client.pull(node.name(WANTED))  # that the log holds something to bring into the index
+    inject = f"inject={call}:signal=SIGKILL:when={hit}"
+    words = ["strace", "-f", "-qq", "-o", os.devnull, "-P", str(node.root / file), "-e", f"trace={call}", "-e", inject]
+    tracer = subprocess.Popen([*words, "-p", str(pid)], stderr=subprocess.PIPE)
+    try:
+        wait_traced([pid])
+        if operation == "stop":
+            shim.process.send_signal(signal.SIGTERM)
+        asked = Call(shim, operation, node.name(WANTED))
+        assert shim.process.wait(WAIT) == -signal.SIGKILL
+        asked.join(WAIT)
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.communicate(timeout=WAIT)
+    asyncio.run(node.examine(KEPT, WANTED, acknowledged=True if operation == "stop" else None))
+
+
 def test_e07_a_sync_that_takes_long_holds_up_nothing_else(stack, place, registry):
     node = node_on(stack, place, registry)
     shim = node.start("ingest.data.sync=pause;layer.syncfs=pause")
