@@ -108,17 +108,6 @@ def _files(descriptor: int) -> Files:
     return _Tar(descriptor)
 
 
-class Nothing:
-    """No files at all."""
-
-    def find(self, _name: str) -> Part | None:
-        """Return None."""
-        return None
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-
 class _Directory:
     def __init__(self, descriptor: int) -> None:
         self._root = descriptor

@@ -71,8 +71,6 @@ class Carried:
     async def has_blob(self, source: Source, descriptor: Descriptor) -> bool:
         """Tell whether the archive has a blob."""
         del source
-        if self.standing is not None and self.standing.makes(descriptor.digest):
-            return True
         return await self._ask(lambda: self._find(descriptor.digest) is not None)
 
     async def download(
@@ -93,15 +91,12 @@ class Carried:
         del source, avoid
         return False
 
-    async def expect(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """Look for *layers* where they may stand unpacked, and return them with the blobs that they come as."""
-        return layers if self.standing is None else await self.standing.expect(layers)
+    async def expect(self, layers: tuple[Layer, ...]) -> None:
+        """Look for *layers* where they may stand unpacked."""
+        if self.standing is not None:
+            await self.standing.expect(layers)
 
     def _copy(self, descriptor: Descriptor, sink: Sink, cancel: Cancel) -> Delivered:
-        if self.standing is not None and self.standing.makes(descriptor.digest):
-            sink.restart()
-            size_bytes = self.standing.make(descriptor.digest, sink, cancel)
-            return Delivered(self._where, size_bytes, (self._where,))
         part = self._find(descriptor.digest)
         if part is None or isinstance(part, bytes):
             raise NotFound(f"{self._where} does not have the blob {descriptor.digest}")

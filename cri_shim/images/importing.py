@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cri_shim.auth.credential import ANONYMOUS
-from cri_shim.images.archive import Nothing, open_files
+from cri_shim.images.archive import open_files
 from cri_shim.images.carried import ORIGIN, Carried
 from cri_shim.images.network import in_thread
 from cri_shim.images.offers import chosen, offers_of
@@ -97,7 +97,7 @@ class Importer:
             files.close()
 
     async def take(self, path: str, reference: Reference, offer: Offer, where: str, find: Find, tally: Tally) -> Image:
-        """Import the one image *offer*, whose blobs lie at *path* ("" for nowhere), as *reference*.
+        """Import the one image *offer*, whose blobs lie at *path*, as *reference*.
 
         Args:
             path: of an OCI layout.
@@ -111,7 +111,7 @@ class Importer:
             ShimError, RootfsError: what is wrong.
         """
         standing = Standing(self._store.helper, find, tally)
-        files = await in_thread(self._threads.downloads, lambda _: open_files(path) if path else Nothing())
+        files = await in_thread(self._threads.downloads, lambda _: open_files(path))
         try:
             return await self._pulled(files, reference, offer, where, standing)
         finally:

@@ -346,7 +346,8 @@ class Puller:
 
     async def _bring(self, found: _Found, lease: Lease, progress: PullProgress) -> None:
         at_once = asyncio.Semaphore(self._settings.downloads_per_image)
-        distinct = {layer.descriptor.digest: layer for layer in await self._network.expect(found.layers)}
+        await self._network.expect(found.layers)
+        distinct = {layer.descriptor.digest: layer for layer in found.layers}
         largest_first = sorted(distinct.values(), key=lambda layer: -layer.descriptor.size_bytes)
         rows = {layer: _row(layer) for layer in largest_first}
         progress.layers.extend(rows.values())
