@@ -20,7 +20,7 @@ from cri_shim.oci.config import parse_config
 from cri_shim.oci.manifest import Manifest, parse_manifest
 from cri_shim.oci.reference import parse_reference
 from cri_shim.registry.challenge import CHALLENGES, choose, parse_challenges
-from cri_shim.registry.download import _is_rest
+from cri_shim.registry.download import _holds
 from cri_shim.registry.framing import Ended, FramingError, body_of
 from cri_shim.registry.hostsfile import read_hosts_file
 from rootfs.errors import RootfsError
@@ -159,7 +159,7 @@ def content_range(data: bytes) -> None:
     """Content-Range of a 206, which must be the rest of the blob and nothing else."""
     text = data.decode("latin-1")
     reply = SimpleNamespace(status=206, get=lambda _: text)
-    check(holds=_is_rest(reply, 5, 20) == (_REST.fullmatch(text) is not None), what="another range passes for the rest")
+    check(holds=_holds(reply, 5, 20, 20) == (_REST.fullmatch(text) is not None), what="another range passes for the rest")
 
 
 _REST = re.compile(r"bytes 0{0,17}5-0{0,16}19/0{0,16}20")  # at most 18 digits each
