@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -44,6 +45,15 @@ def children(pid: int) -> list[int]:
             for child in map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()):
                 found += [child, *children(child)]
     return found
+
+
+def _held(measure: Callable[[int], int], helpers: list[int]) -> int:
+    """What the helpers hold together; one that ended after it was listed holds nothing."""
+    held = 0
+    for pid in helpers:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            held += measure(pid)
+    return held
 
 
 class Daemon:
@@ -147,10 +157,10 @@ class Daemon:
 
     def _costs(self) -> tuple[int, int, int]:
         helpers = children(self.pid)
-        return sum(descriptors(pid) for pid in (self.pid, *helpers)), threads(self.pid), len(helpers)
+        return descriptors(self.pid) + _held(descriptors, helpers), threads(self.pid), len(helpers)
 
     def _memory(self) -> int:
-        return sum(memory_bytes(pid) for pid in (self.pid, *children(self.pid)))
+        return memory_bytes(self.pid) + _held(memory_bytes, children(self.pid))
 
     def _around(self) -> dict[bytes, tuple[object, ...]]:
         around = snapshot(self.top, without=self.shim.root)

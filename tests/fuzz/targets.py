@@ -159,7 +159,9 @@ def content_range(data: bytes) -> None:
     """Content-Range of a 206, which must be the rest of the blob and nothing else."""
     text = data.decode("latin-1")
     reply = SimpleNamespace(status=206, get=lambda _: text)
-    check(holds=_holds(reply, 5, 20, 20) == (_REST.fullmatch(text) is not None), what="another range passes for the rest")
+    check(
+        holds=_holds(reply, 5, 20, 20) == (_REST.fullmatch(text) is not None), what="another range passes for the rest"
+    )
 
 
 _REST = re.compile(r"bytes 0{0,17}5-0{0,16}19/0{0,16}20")  # at most 18 digits each
