@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from cri_shim.pb import api_pb2
+from cri_shim.pb import api_pb2, health_pb2
 from cri_shim.pb.containerd import content_pb2, images_pb2, leases_pb2, snapshots_pb2, types_pb2, version_pb2
 
 ROOT = Path(__file__).parent.parent
@@ -257,3 +257,22 @@ def test_containerds_enumerations():
 def test_fields_of_a_newer_containerd_are_passed_over():
     record = images_pb2.Image.FromString(b"\x0a\x01a" + b"\x3a\x02\x08\x01" + b"\xfa\x3e\x01z")  # 7: created_at
     assert record.name == "a"
+
+
+def test_the_health_service_is_the_one_that_grpc_has():
+    """In names, numbers and types of grpc/health/v1/health.proto; a client of others asks it in tests/server."""
+    messages = health_pb2.DESCRIPTOR.message_types_by_name
+    found = {
+        name: {f"{one.name} = {one.number} : {type_of(one)}" for one in messages[name].fields} for name in messages
+    }
+    assert found == {
+        "HealthCheckRequest": {"service = 1 : string"},
+        "HealthCheckResponse": {"status = 1 : enum"},
+        "HealthListRequest": set(),
+        "HealthListResponse": {"statuses = 1 : map"},
+    }
+    statuses = {"UNKNOWN": 0, "SERVING": 1, "NOT_SERVING": 2, "SERVICE_UNKNOWN": 3}
+    assert dict(health_pb2.HealthCheckResponse.ServingStatus.items()) == statuses
+    service = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    assert service.full_name == "grpc.health.v1.Health"
+    assert {one.name: one.server_streaming for one in service.methods} == {"Check": False, "List": False, "Watch": True}

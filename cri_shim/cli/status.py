@@ -50,7 +50,7 @@ def ask(path: Path, page: str, patience_seconds: float = _PATIENCE_SECONDS) -> A
         ShimError: nobody answers there, or not with a page.
     """
     try:
-        head, _, body = _exchange(path, page, patience_seconds).partition(b"\r\n\r\n")
+        head, _, body = exchange(path, page, patience_seconds).partition(b"\r\n\r\n")
     except OSError as error:
         raise ShimError(
             f"no daemon answers on {path}: {error.strerror or error}; is it running, is it yours?"
@@ -92,7 +92,12 @@ def _reason(body: bytes) -> str:
         return ""
 
 
-def _exchange(path: Path, page: str, patience_seconds: float) -> bytes:
+def exchange(path: Path, page: str, patience_seconds: float) -> bytes:
+    """Return the whole answer to GET *page*, its head included.
+
+    Raises:
+        OSError: nobody answers, or not in time.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as peer:
         peer.settimeout(patience_seconds)
         peer.connect(os.fspath(path))

@@ -13,6 +13,7 @@ import os
 import socket
 import urllib.parse
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ShimError
@@ -34,8 +35,17 @@ _QUESTION_SECONDS = 3600.0  # an import may copy many gigabytes
 _AT_ONCE = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A page that is no JSON. *status* is that of HTTP, with its words."""
+
+    content: str
+    media_type: str = "text/plain; charset=utf-8"
+    status: str = "200 OK"
+
+
 class Admin:
-    """Answers with the pages of *pages*, a path each; a page is whatever JSON can tell.
+    """Answers with the pages of *pages*, a path each; a page is whatever JSON can tell, or a `Text`.
 
     *questions* are pages that take the fields of the query, and time.
     """
@@ -57,7 +67,7 @@ class Admin:
             async with asyncio.timeout(_QUESTION_SECONDS):
                 status, body = await self._respond(head)
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                writer.write(_response(status, body))
+                writer.write(_response(body if isinstance(body, Text) else _as_json(status, body)))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             log.debug("an admin connection ended early")
@@ -126,10 +136,14 @@ async def admin_socket(
                 os.unlink(path)
 
 
-def _response(status: str, body: object) -> bytes:
-    content = (json.dumps(body, default=str) + "\n").encode()
+def _as_json(status: str, body: object) -> Text:
+    return Text(json.dumps(body, default=str) + "\n", "application/json", status)
+
+
+def _response(page: Text) -> bytes:
+    content = page.content.encode()
     head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+        f"HTTP/1.1 {page.status}\r\nContent-Type: {page.media_type}\r\nContent-Length: {len(content)}\r\n"
         "Connection: close\r\n\r\n"
     )
     return head.encode() + content

@@ -12,25 +12,30 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from cri_shim.pb import api_pb2
+from cri_shim.pb import api_pb2, health_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
+    from cri_shim.server.health import Health
     from cri_shim.server.service import ImageService, RuntimeService
 
+_INTERFACES: Any = (api_pb2, health_pb2)
 
-def methods_of(service: ImageService | RuntimeService) -> grpc.GenericRpcHandler:
+
+def methods_of(service: ImageService | RuntimeService | Health) -> grpc.GenericRpcHandler:
     """Return the handler of *service*, whose class has the name of the service that it implements."""
-    described = api_pb2.DESCRIPTOR.services_by_name[type(service).__name__]
-    handlers = {method.name: _handler(method, getattr(service, method.name)) for method in described.methods}
+    name = type(service).__name__
+    interface = next(one for one in _INTERFACES if name in one.DESCRIPTOR.services_by_name)
+    described = interface.DESCRIPTOR.services_by_name[name]
+    handlers = {method.name: _handler(interface, method, getattr(service, method.name)) for method in described.methods}
     return grpc.method_handlers_generic_handler(described.full_name, handlers)
 
 
-def _handler(method: MethodDescriptor, answer: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(interface: Any, method: MethodDescriptor, answer: Any) -> grpc.RpcMethodHandler[Any, Any]:
     make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-    request, response = (getattr(api_pb2, kind.name) for kind in (method.input_type, method.output_type))
+    request, response = (getattr(interface, kind.name) for kind in (method.input_type, method.output_type))
     return make(answer, partial(_read, request), partial(_written, response))
 
 

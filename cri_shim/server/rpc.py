@@ -32,10 +32,13 @@ _STOPPING = "cri-shim is stopping; try again when it is back"
 
 
 class Gate:
-    """Which calls are running, and whether another one may begin. Belongs to the event loop."""
+    """Which calls are running, and whether another one may begin. Belongs to the event loop.
+
+    `stopping` is set when the daemon takes no new calls any more.
+    """
 
     def __init__(self) -> None:
-        self.draining = False
+        self.stopping = asyncio.Event()
         self._expired = False
         self._running: set[asyncio.Task[Any]] = set()
         self._empty = asyncio.Event()
@@ -45,6 +48,11 @@ class Gate:
     def running(self) -> int:
         """How many calls are being answered."""
         return len(self._running)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the daemon takes no new calls any more."""
+        return self.stopping.is_set()
 
     @property
     def expired(self) -> bool:
@@ -70,7 +78,7 @@ class Gate:
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Take no new calls, give those that run *seconds* to end or until *hurry*, and cancel what is left then."""
-        self.draining = True
+        self.stopping.set()
         waits = {asyncio.ensure_future(self._empty.wait()), asyncio.ensure_future(hurry.wait())}
         _, late = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in late:

@@ -28,6 +28,7 @@ from cri_shim.server.convert import Spelling
 from cri_shim.server.dfpage import df_page
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
+from cri_shim.server.health import Health, Readiness, alive_page, ready_page
 from cri_shim.server.imagepage import image_page
 from cri_shim.server.importpage import import_page
 from cri_shim.server.keep import pinned_of, prepull_of, rounds_of
@@ -140,6 +141,7 @@ async def _serve(
     gate = Gate()
     listen = path_of(config.listen)
     make_free(listen)
+    readiness = Readiness(gate, config.root)
     prepull, adoption = prepull_of(config), AdoptAtFirst(Path(config.root), wanted=config.adopt)
     async with open_images() as images:
         pages: dict[str, Page] = {
@@ -149,6 +151,7 @@ async def _serve(
                 "adoption": adoption.status(),
             },
             "/pulls": images.records,
+            "/healthz": alive_page,
         }
         questions: dict[str, Question] = {
             "/explain": lambda query: images.explain(query.get("image", "")),
@@ -156,10 +159,11 @@ async def _serve(
             "/df": lambda _query: df_page(images),
             "/check": lambda query: check_page(images.scrub, query),
             "/import": lambda query: import_page(images, query),
+            "/readyz": lambda _query: ready_page(readiness),
         }
         async with (
             admin_socket(Path(config.state) / "admin.sock", pages, questions),
-            _listening(config, listen, images, gate),
+            _listening(config, listen, images, gate, Health(readiness)),
             _telling(notifier, images),
             _while(reload.forever(again, notifier)),
             _while(_at_first(adoption, images, prepull)),
@@ -208,10 +212,10 @@ async def _while(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _listening(config: Config, listen: Path, images: Images, gate: Gate) -> AsyncIterator[None]:
+async def _listening(config: Config, listen: Path, images: Images, gate: Gate, health: Health) -> AsyncIterator[None]:
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
     node = Node(Spelling(config.runtime, pinned_of(config)), config.root, frozenset(config.runtime_handlers))
-    services = (ImageService(images, node, gate), RuntimeService(images, gate))
+    services = (ImageService(images, node, gate), RuntimeService(images, gate), health)
     server.add_generic_rpc_handlers(tuple(methods_of(service) for service in services))
     try:
         with narrow_umask():

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from cri_shim.errors import ConfigError
-from cri_shim.server.admin import admin_socket
+from cri_shim.server.admin import Text, admin_socket
 
 PAGES = {"/status": lambda: {"images": 3, "path": os.curdir}, "/broken": lambda: 1 / 0}
 
@@ -78,6 +78,20 @@ async def test_a_file_in_its_place_is_left_alone(tmp_path):
         async with admin_socket(tmp_path / "a", PAGES):
             pass
     assert (tmp_path / "a").read_text() == "x"
+
+
+async def test_a_page_may_be_plain_text_with_a_status_of_its_own(tmp_path):
+    async with admin_socket(tmp_path / "a", {"/readyz": lambda: Text("not yet\n", status="503 Service Unavailable")}):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "a")
+        writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+    assert head.split(b"\r\n")[:2] == [
+        b"HTTP/1.1 503 Service Unavailable",
+        b"Content-Type: text/plain; charset=utf-8",
+    ]
+    assert body == b"not yet\n"
 
 
 async def asked(fields):

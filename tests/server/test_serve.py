@@ -11,7 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cri_shim.pb import api_pb2, api_pb2_grpc
+from cri_shim.cli.status import exchange
+from cri_shim.pb import api_pb2, api_pb2_grpc, health_pb2, health_pb2_grpc
 from tests.server.process import ROOT, command, running
 
 PULL = api_pb2.PullImageRequest(image=api_pb2.ImageSpec(image="reg.io/app:1"))
@@ -37,6 +38,10 @@ def test_a_life(tmp_path):
         with grpc.insecure_channel(f"unix:{tmp_path}/cri.sock") as channel:
             stub = api_pb2_grpc.ImageServiceStub(channel)
             assert stub.ImageFsInfo(api_pb2.ImageFsInfoRequest()).image_filesystems[0].timestamp
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+        for page in ("/healthz", "/readyz"):
+            assert exchange(tmp_path / "state/admin.sock", page, 30).endswith(b"\r\n\r\nok\n")
         daemon.terminate()
         out, err = daemon.communicate(timeout=30)
         assert daemon.returncode == 0
