@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "log": set(),
     "pb": set(),
     "table": set(),
+    "metrics": set(),
     "config": {"errors"},
     "oci": {"rootfs", "errors"},
     "host": {"oci"},
@@ -35,10 +36,13 @@ ARROWS: dict[str, set[str]] = {
     "handoff": {"rootfs", "errors", "pb", "oci", "store", "images"},
     "server": {
         *("rootfs", "errors", "version", "executor", "log", "pb", "config", "oci", "host"),
-        *("auth", "registry", "store", "images", "handoff"),
+        *("auth", "registry", "store", "images", "handoff", "metrics"),
     },
     "demo": {"errors", "version", "pb", "table"},
-    "cli": {"rootfs", "errors", "version", "log", "pb", "table", "config", "store", "handoff", "server", "demo"},
+    "cli": {
+        *("rootfs", "errors", "version", "log", "pb", "table", "metrics", "config", "store", "handoff", "server"),
+        "demo",
+    },
     "__main__": {"cli"},
     "__init__": set(),
 }

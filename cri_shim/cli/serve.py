@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cri_shim.cli.settings import add_settings, load_settings
 from cri_shim.errors import ShimError
 from cri_shim.log import goes_to_journal, logging_to
+from cri_shim.metrics.catalog import Metrics
 from cri_shim.server import serve
 from cri_shim.server.build import running_images
 from cri_shim.server.notify import Notifier
@@ -41,8 +42,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         try:
             arm(environ.get(FAILPOINTS, ""))
             reload = Reload(lambda: load_settings(options, environ).config, config)
-            opened = partial(running_images, environ=environ, reload=reload)
-            serve.run(config, Notifier.from_environment(environ), opened, lines.start, reload)
+            metrics = Metrics()
+            opened = partial(running_images, environ=environ, reload=reload, metrics=metrics)
+            serve.run(config, Notifier.from_environment(environ), opened, lines.start, serve.Beside(reload, metrics))
         except (ShimError, RootfsError, OSError) as error:
             log.error(f"cri-shim cannot serve: {error}")
             return 1

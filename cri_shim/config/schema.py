@@ -43,6 +43,14 @@ SocketAddress = Annotated[
         description="an absolute path of letters, digits and ._/@+=-, or unix:// and one",
     ),
 ]
+# Numbers only: a name would have to be resolved, and could come to mean more than this node.
+Listen = Annotated[
+    str,
+    Meta(
+        pattern=r"\A((([0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-fA-F:.]{2,45}\]):)?[0-9]{1,5}\Z|\A\Z",
+        description="a port, or an address in numbers and a port (127.0.0.1:9410, [::1]:9410), or empty",
+    ),
+]
 Mode = Annotated[str, Meta(pattern=r"\A0?[0-7]{3}\Z", description='an octal mode in quotes, such as "0660"')]
 Group = Annotated[int, Meta(ge=-1, le=0xFFFFFFFE, description="the number of a group, or -1")]
 Word = Annotated[str, Meta(min_length=1, max_length=512, description="a text of 1 to 512 characters")]
@@ -152,6 +160,11 @@ class Config:
     )
     log_level: LogLevel = _key("info", "The least that is logged: debug, info, warning or error.")
     log_format: LogFormat = _key("text", "text (time, level, msg as logrus has them), json or klog.")
+    metrics_listen: Listen = _key(
+        "",
+        "Where /metrics, /healthz and /readyz are served over HTTP: a port on the loopback (9410), or an address and\n"
+        "a port. Anybody who reaches it may read it. Empty: nowhere but on the admin socket.",
+    )
     drain_seconds: Seconds = _key(30, "How long running pulls may go on after SIGTERM.")
     sync: Sync = _key(
         "syncfs",

@@ -216,20 +216,19 @@ class Layers:
         errand.transfer.begin(ingest)
         failure: BaseException | None = None
         try:
-            await self._through(errand, ingest, arriving)
-            errand.transfer.unpack_end = time.monotonic()
+            errand.transfer.unpacked(await self._through(errand, ingest, arriving))
         except BaseException as error:
             failure = first_of(error) if isinstance(error, BaseExceptionGroup) else error
             raise failure from None
         finally:
-            errand.transfer.ingest = None
+            errand.transfer.stop()
             keep = failure is not None and not isinstance(failure, _VOID)
             await undisturbed(store.partials.close(store, ingest, keep=keep))
             if isinstance(failure, _FULL):
                 await undisturbed(store.partials.prune(store, everything=True))
 
-    async def _through(self, errand: _Errand, ingest: Ingest, arriving: asyncio.Event) -> None:
-        """Download and unpack side by side, then commit."""
+    async def _through(self, errand: _Errand, ingest: Ingest, arriving: asyncio.Event) -> Applied:
+        """Download and unpack side by side, then commit; return what it was."""
         staging = uuid.uuid4().hex
         try:
             async with asyncio.TaskGroup() as group:
@@ -240,6 +239,7 @@ class Layers:
             await self._store.discard(staging)
             raise
         await undisturbed(self._commit(staging, unpack.result(), errand))
+        return unpack.result()
 
     async def _download(self, errand: _Errand, ingest: Ingest) -> Delivered:
         transfer = errand.transfer
@@ -248,7 +248,7 @@ class Layers:
             transfer.fetch_start = time.monotonic()
 
         delivered = await self._network.download(errand.source, errand.descriptor, ingest, begun, errand.avoid)
-        transfer.host = delivered.host
+        transfer.host, transfer.credential = delivered.host, delivered.credential
         transfer.fetch_end = time.monotonic()
         await self._store.disk(ingest.finish)
         return delivered
@@ -338,7 +338,7 @@ class Layers:
         scale, transfer, want = Scale(errand.descriptor), errand.transfer, errand.want
         transfer.fetch_start = time.monotonic()
         delivered = await self._network.download(errand.source, errand.descriptor, scale, lambda: None, errand.avoid)
-        transfer.host = delivered.host
+        transfer.host, transfer.credential = delivered.host, delivered.credential
         transfer.fetch_end = transfer.unpack_end = time.monotonic()
         scale.judge(delivered)
         await self._store.put_deliveries((Delivery(want.registry, want.repository, want.blob),))

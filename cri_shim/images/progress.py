@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cri_shim.store.ingest import Ingest
+    from rootfs.apply import Applied
 
 _PHASES = ("queued", "fetch_start", "fetch_end", "unpack_start", "unpack_end")
 
@@ -19,30 +21,50 @@ _PHASES = ("queued", "fetch_start", "fetch_end", "unpack_start", "unpack_end")
 class Transfer:
     """One layer on its way from a registry into a directory, shared by every pull that waits for it.
 
-    Times are monotonic seconds, 0 until the phase is reached.
+    Times are monotonic seconds, 0 until the phase is reached. *host* and *credential*, the source of one, tell who
+    gave the blob to whom.
     """
 
     blob: str
     size_bytes: int
     host: str = ""
+    credential: str = ""
     queued: float = field(default_factory=time.monotonic)
     fetch_start: float = 0.0
     fetch_end: float = 0.0
     unpack_start: float = 0.0
     unpack_end: float = 0.0
     resumed_bytes: int = 0
+    stopped_bytes: int = 0
+    entries: int = 0
+    unpacked_bytes: int = 0
+    compression: str = ""
     ingest: Ingest | None = None
 
     def begin(self, ingest: Ingest) -> None:
         """Note that the blob begins to arrive, or goes on to."""
         self.ingest, self.resumed_bytes, self.fetch_end = ingest, ingest.resumed_bytes, 0.0
 
+    def stop(self) -> None:
+        """Note that no more of the blob will arrive here."""
+        if self.ingest is not None:
+            self.stopped_bytes, self.ingest = self.ingest.present_bytes, None
+
+    def unpacked(self, applied: Applied) -> None:
+        """Note that the layer is in its place, and what it was."""
+        self.unpack_end = time.monotonic()
+        self.entries, self.unpacked_bytes, self.compression = (
+            applied.entries,
+            applied.diff_size_bytes,
+            applied.compression,
+        )
+
     @property
     def arrived_bytes(self) -> int:
         """How much of the blob is here."""
         if self.fetch_end:
             return self.size_bytes
-        return self.ingest.present_bytes if self.ingest is not None else 0
+        return self.ingest.present_bytes if self.ingest is not None else self.stopped_bytes
 
     @property
     def phase(self) -> str:
@@ -62,6 +84,7 @@ class LayerProgress:
     size_bytes: int
     why: str = "waiting"
     transfer: Transfer | None = None
+    media_type: str = ""
 
     @property
     def reused(self) -> bool:
@@ -71,21 +94,40 @@ class LayerProgress:
 
 @dataclass(slots=True)
 class PullProgress:
-    """One pull. *seconds* is 0 while it runs; *error* is empty unless it failed."""
+    """One pull. *seconds* is 0 while it runs; *error* is empty unless it failed.
+
+    *host* and *credential*, the source of one, tell who gave the manifest to whom; *entered* when each phase began.
+    """
 
     name: str
+    number: int = field(default_factory=count(1).__next__)
     started_ns: int = field(default_factory=time.time_ns)
     begun: float = field(default_factory=time.monotonic)
     phase: str = "resolving"
+    entered: list[tuple[str, float]] = field(default_factory=list)
+    host: str = ""
+    credential: str = ""
     image: str = ""
     error: str = ""
     seconds: float = 0.0
     layers: list[LayerProgress] = field(default_factory=list)
 
+    def enter(self, phase: str) -> None:
+        """Note that the next phase begins."""
+        self.phase = phase
+        self.entered.append((phase, time.monotonic()))
+
     def end(self, image: str = "", error: str = "") -> None:
         """Note how the pull ended."""
         self.seconds = time.monotonic() - self.begun
         self.image, self.error, self.phase = image, error, "failed" if error else "done"
+
+    def steps(self) -> list[tuple[str, float, float]]:
+        """Return the phases with the moments of their begin and end; what runs still ends now."""
+        last = self.begun + (self.seconds or time.monotonic() - self.begun)
+        begins = [("resolving", self.begun), *self.entered]
+        ends = [*(moment for _, moment in self.entered), last]
+        return [(phase, begin, end) for (phase, begin), end in zip(begins, ends, strict=True)]
 
     def as_json(self) -> dict[str, object]:
         """Return the record: names and numbers only, times in milliseconds from the start of the pull.
@@ -93,14 +135,21 @@ class PullProgress:
         Bytes are those of the layers that are, or were, on their way.
         """
         return {
+            "number": self.number,
             "name": self.name,
             "phase": self.phase,
             "image": self.image,
             "error": self.error,
+            "host": self.host,
+            "credential": self.credential,
             "started_ns": self.started_ns,
             "seconds": round(self.seconds or time.monotonic() - self.begun, 4),
             "size_bytes": sum(transfer.size_bytes for transfer in self._transfers),
             "arrived_bytes": sum(transfer.arrived_bytes for transfer in self._transfers),
+            "steps": [
+                {"phase": phase, "begin_ms": self._ms(begin), "end_ms": self._ms(end)}
+                for phase, begin, end in self.steps()
+            ],
             "layers": [self._layer(layer) for layer in self.layers],
         }
 
@@ -118,9 +167,12 @@ class PullProgress:
         if layer.transfer is not None:
             transfer = layer.transfer
             row |= {"phase": transfer.phase, "arrived_bytes": transfer.arrived_bytes, "host": transfer.host}
-            row["resumed_bytes"] = transfer.resumed_bytes
+            row |= {"resumed_bytes": transfer.resumed_bytes, "credential": transfer.credential}
             row |= {f"{phase}_ms": self._since_begin_ms(getattr(transfer, phase)) for phase in _PHASES}
         return row
 
     def _since_begin_ms(self, moment: float) -> float | None:
-        return round((moment - self.begun) * 1000, 1) if moment else None
+        return self._ms(moment) if moment else None
+
+    def _ms(self, moment: float) -> float:
+        return round((moment - self.begun) * 1000, 1)

@@ -89,6 +89,7 @@ class Settings:
 
 
 Publish = Callable[["Image"], "Awaitable[None]"]
+Ended = Callable[[PullProgress, "BaseException | None"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ class Puller:
         self._flights: Flights[tuple[str, ...], Image] = Flights(settings.grace_seconds)
         self.running: dict[int, PullProgress] = {}
         self.recent: list[PullProgress] = []
+        self.ended: Ended = lambda _progress, _error: None
 
     async def pull(self, name: str, given: Credential | None) -> Image:
         """Bring the image *name* onto this node, or show that the caller may use the one that is here.
@@ -190,9 +192,11 @@ class Puller:
                 image = await self._given(reference, credentials, progress)
         except BaseException as error:
             progress.end(error=str(error) or type(error).__name__)
+            self.ended(progress, error)
             raise
         else:
             progress.end(image=str(image.id))
+            self.ended(progress, None)
             return image
         finally:
             del self.running[id(progress)]
@@ -203,7 +207,7 @@ class Puller:
         for _ in range(_ROUNDS):
             progress.layers.clear()
             image = await self._allowed(reference, credentials, progress)
-            progress.phase = "publishing"
+            progress.enter("publishing")
             with _within("hand-off"):
                 await self._publish(image)
             if image.id in self._store.catalog.images:
@@ -223,16 +227,17 @@ class Puller:
 
     async def _pull(self, reference: Reference, credentials: tuple[Credential, ...], progress: PullProgress) -> Image:
         try:
-            present = await self._present(reference, credentials)
+            present = await self._present(reference, credentials, progress)
         except RegistryUnavailable as error:
             present = await self._standing_in(reference, credentials, error)
         if present is not None:
             return present
         async with self._store.lease() as lease:
             found = await self._find(reference, credentials, lease)
-            progress.phase = "layers"
+            progress.host, progress.credential = found.host, found.source.credentials[0].source
+            progress.enter("layers")
             await self._bring(found, lease, progress)
-            progress.phase = "committing"
+            progress.enter("committing")
             names = await self._forms.names_for(tuple(layer.diff_id for layer in found.layers), lease)
             image = await self._record(reference, found, names, lease)
         await self._openings.note(reference, found.source.credentials[0], found.target)
@@ -254,7 +259,9 @@ class Puller:
         _log.warning("%s is answered from what is here, opened by this credential %d s ago: %s", reference, age, error)
         return image
 
-    async def _present(self, reference: Reference, credentials: tuple[Credential, ...]) -> Image | None:
+    async def _present(
+        self, reference: Reference, credentials: tuple[Credential, ...], progress: PullProgress
+    ) -> Image | None:
         """One HEAD decides whether the image that has this name is still what the name stands for."""
         image = self._store.catalog.by_name(str(reference))
         if image is None:
@@ -262,6 +269,7 @@ class Puller:
         with _within("manifest"):
             resolved = await self._network.resolve(reference, credentials)
             self._settings.worked(reference, resolved.credential)
+        progress.host, progress.credential = resolved.host, resolved.credential.source
         await self._store.look_at(image)
         still = self._store.catalog.by_name(str(reference))
         if still is None or not self._means(reference, resolved.digest, still):
@@ -388,7 +396,8 @@ class Puller:
 
 
 def _row(layer: Layer) -> LayerProgress:
-    return LayerProgress(str(layer.descriptor.digest), layer.descriptor.size_bytes)
+    descriptor = layer.descriptor
+    return LayerProgress(str(descriptor.digest), descriptor.size_bytes, media_type=descriptor.media_type)
 
 
 def _placed(layer: Layer, name: str, usage: Usage) -> ImageLayer:

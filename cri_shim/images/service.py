@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidReference, InvalidRequest, StoreDamaged
@@ -9,13 +10,15 @@ from cri_shim.images.shortname import References, plainly
 from cri_shim.store.image import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cri_shim.auth.credential import Credential
     from cri_shim.images.explain import Explainer
     from cri_shim.images.importing import Intake, Taken
     from cri_shim.images.layers import Layers
     from cri_shim.images.progress import PullProgress
     from cri_shim.images.publishing import Publishing
-    from cri_shim.images.pull import Puller
+    from cri_shim.images.pull import Ended, Puller
     from cri_shim.images.scrub import Scrub
     from cri_shim.oci.reference import Reference
     from cri_shim.store.image import Image
@@ -26,6 +29,20 @@ _PATIENCE_SECONDS = 1.0
 # `cafe` and `beef` are names of images as well as beginnings of ids. Where an image is asked about that is good enough;
 # where one is removed the id must be given to at least what docker prints of it.
 _LEAST_DIGITS_TO_REMOVE = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The numbers of a root at one moment. *handoffs* tells of each whether it works."""
+
+    images: int
+    layers: int
+    room_bytes: Mapping[str, int]
+    handoffs: Mapping[str, bool]
+    damages_found: int
+    damages_repaired: int
+    damaged_layers: int
+    damaged_images: int
 
 
 class Images:
@@ -133,8 +150,28 @@ class Images:
 
     def usage(self) -> Usage:
         """Return what the root takes, from counters."""
+        return self._store.usage(self._arriving())
+
+    def figures(self) -> Figures:
+        """Return what the metrics tell, from counters."""
+        return Figures(
+            images=len(self._store.catalog.images),
+            layers=len(self._store.catalog.layers),
+            room_bytes={kind: usage.used_bytes for kind, usage in self._store.room(self._arriving()).items()},
+            handoffs={name: _works(told) for name, told in self._publishing.status().items()},
+            damages_found=self.scrub.found,
+            damages_repaired=self.scrub.repaired,
+            damaged_layers=len(self._store.marks.layers),
+            damaged_images=len(self._store.marks.images),
+        )
+
+    def when_pulled(self, tell: Ended) -> None:
+        """Have *tell* called on the event loop whenever a pull has ended; it must not raise."""
+        self._puller.ended = tell
+
+    def _arriving(self) -> Usage:
         arriving = [transfer.arrived_bytes for transfer in self._layers.transfers if transfer.ingest is not None]
-        return self._store.usage(Usage(sum(arriving), len(arriving)))
+        return Usage(sum(arriving), len(arriving))
 
     async def config_bytes(self, image: Image) -> bytes:
         """Return the image's config as the registry served it.
@@ -218,3 +255,7 @@ class Images:
         if reference.digest is None:
             return None
         return self._store.catalog.by_manifest(reference.name, reference.digest)
+
+
+def _works(told: object) -> bool:
+    return isinstance(told, dict) and told.get("state") != "waiting" and not told.get("failure")

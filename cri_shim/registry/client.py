@@ -81,11 +81,13 @@ class Delivered:
         host: Who gave the end of it.
         bytes_received: Of bodies, at all hosts, what was thrown away included.
         hosts: All who gave some of it; where its digest is wrong, these are the ones to avoid.
+        credential: The source of the credential that *host* was shown.
     """
 
     host: str
     bytes_received: int
     hosts: tuple[str, ...]
+    credential: str = ANONYMOUS.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,21 +299,21 @@ class Client:
         tally: dict[str, int] = {}
         several = replace(self._several, bounds=self._terms.connections)
 
-        def act(session: Session) -> str:
+        def act(session: Session) -> tuple[str, str]:
             download.download(session, descriptor, sink, tally, several)
-            return session.host.name
+            return session.host.name, _needed(session).source
 
         try:
-            host = self._walk(reference, _several(credential), cancel, act, avoid=avoid)
+            host, source = self._walk(reference, _several(credential), cancel, act, avoid=avoid)
         except NotFound as missing:
             if not descriptor.foreign or not descriptor.urls:
                 raise
             if not self._terms.foreign_layers:
                 raise foreign.switched_off(missing, descriptor) from None
-            host = self._download_foreign(descriptor, sink, cancel, tally, avoid)
+            host, source = self._download_foreign(descriptor, sink, cancel, tally, avoid), ANONYMOUS.source
         # An empty blob has a sender too; where everything was here, nobody sent anything.
         senders = tuple(tally) if descriptor.size_bytes else (host,)
-        return Delivered(host, sum(tally.values()), senders)
+        return Delivered(host, sum(tally.values()), senders, source)
 
     def _download_foreign(
         self, descriptor: Descriptor, sink: Sink, cancel: Cancel, tally: dict[str, int], avoid: frozenset[str]

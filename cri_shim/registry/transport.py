@@ -129,7 +129,11 @@ class _SecurePool(urllib3.HTTPSConnectionPool):
 
 
 class Transport:
-    """Sends requests; safe from any thread."""
+    """Sends requests; safe from any thread.
+
+    `answered` is told of every request, in the thread that made it: its method, the status of the answer (0: there was
+    none), and the seconds until it began.
+    """
 
     def __init__(
         self,
@@ -152,6 +156,7 @@ class Transport:
         self._desk = _Desk()
         self._lock = threading.Lock()
         self._pools: OrderedDict[object, urllib3.HTTPConnectionPool] = OrderedDict()
+        self.answered: Callable[[str, int, float], None] = lambda _method, _status, _seconds: None
 
     def open(self, request: Request, cancel: Cancel) -> Reply:
         """Send *request* and return the answer, whatever its status.
@@ -164,11 +169,13 @@ class Transport:
             Cancelled: Meanwhile.
         """
         cancel.check()
+        begun, status = self._clock(), 0
         try:
-            return self._once(request, cancel)
-        except _StaleError:
-            self._drop_pool(request)
-            return self._once(request, cancel)
+            reply = self._opened(request, cancel)
+            status = reply.status
+            return reply
+        finally:
+            self.answered(request.method, status, self._clock() - begun)
 
     def follow(self, proxies: Proxies) -> None:
         """Go through *proxies* from the next request on."""
@@ -185,6 +192,13 @@ class Transport:
             pools, self._pools = list(self._pools.values()), OrderedDict()
         for pool in pools:
             pool.close()
+
+    def _opened(self, request: Request, cancel: Cancel) -> Reply:
+        try:
+            return self._once(request, cancel)
+        except _StaleError:
+            self._drop_pool(request)
+            return self._once(request, cancel)
 
     def _once(self, request: Request, cancel: Cancel) -> Reply:
         limits = _limits_for(request, self._limits)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LONGEST_HEAD_BYTES = 8192
+LONGEST_HEAD_BYTES = 8192
 _PATIENCE_SECONDS = 5.0
 _QUESTION_SECONDS = 3600.0  # an import may copy many gigabytes
 _AT_ONCE = 16
@@ -79,7 +79,7 @@ class Admin:
 
     async def _respond(self, head: bytes | None) -> tuple[str, object]:
         if head is None:
-            return "431 Request Header Fields Too Large", {"error": f"more than {_LONGEST_HEAD_BYTES} bytes"}
+            return "431 Request Header Fields Too Large", {"error": f"more than {LONGEST_HEAD_BYTES} bytes"}
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         path, _, query = rest.partition(b" ")[0].decode("ascii", "replace").partition("?")
         if method != b"GET":
@@ -126,7 +126,7 @@ async def admin_socket(
         with narrow_umask():
             listening.bind(os.fspath(path))
         server = await asyncio.start_unix_server(
-            Admin(pages, questions).answer, sock=listening, limit=_LONGEST_HEAD_BYTES
+            Admin(pages, questions).answer, sock=listening, limit=LONGEST_HEAD_BYTES
         )
         try:
             yield

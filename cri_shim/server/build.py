@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from cri_shim.images.pull import Puller, Settings
 from cri_shim.images.scrub import Scrub
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
+from cri_shim.server.counting import count_pull, count_request
 from cri_shim.server.give import adoption_from, handoffs_of
 from cri_shim.server.privileges import ending_with, options_of, told
 from cri_shim.server.reach import Reach, hosts_of, must_be_right, terms_of, transport_of
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     from cri_shim.config.schema import Config
     from cri_shim.images.publishing import HandOff
+    from cri_shim.metrics.catalog import Metrics
     from cri_shim.server.reload import Reload
     from rootfs.zygote import Zygote
 
@@ -62,11 +65,12 @@ async def running_images(
     zygote: Zygote | None = None,
     environ: Mapping[str, str] = NO_ENVIRONMENT,
     reload: Reload | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Images]:
     """Open the root of *config*, start the helper, and yield the image service on top of them.
 
     Of *environ* the proxies are read. The helper is forked from *zygote*, or from a new one. What can change while it
-    runs is left with *reload*.
+    runs is left with *reload*. Pulls and requests are counted in *metrics*.
 
     Raises:
         ConfigError, StoreDamaged, HelperFailed: why the node cannot be served, or can no longer be.
@@ -76,6 +80,8 @@ async def running_images(
     reach = _reach(config, environ, sources)
     if reload is not None:
         reload.parts.append(reach.prepare)
+    if metrics is not None:
+        reach.transport.answered = partial(count_request, metrics)
     layout = Layout(Path(config.root))
     layout.prepare()
     helper = Helper.start(layout.root, options=options_of(config), zygote=zygote)
@@ -88,6 +94,8 @@ async def running_images(
         try:
             await publishing.start()
             images = _images(config, opened, reach, sources, publishing, handoffs)
+            if metrics is not None:
+                images.when_pulled(partial(count_pull, metrics))
             try:
                 async with ending_with(helper.lost):
                     yield images

@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from grpc import StatusCode
+
 from cri_shim.errors import DeadlineExceeded, Draining, InvalidRequest
 from cri_shim.log import fields
 from cri_shim.server.describe import describe
@@ -34,11 +36,13 @@ _STOPPING = "cri-shim is stopping; try again when it is back"
 class Gate:
     """Which calls are running, and whether another one may begin. Belongs to the event loop.
 
-    `stopping` is set when the daemon takes no new calls any more.
+    `stopping` is set when the daemon takes no new calls any more. `ended` is told of every call: its method, the
+    seconds it took, and the name of the code it failed with, or "".
     """
 
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
+        self.ended: Callable[[str, float, str], None] = lambda _method, _seconds, _code: None
         self._expired = False
         self._running: set[asyncio.Task[Any]] = set()
         self._empty = asyncio.Event()
@@ -145,7 +149,7 @@ def rpc_stream(
 async def _answering(
     gate: Gate, method: str, request: Message | None, context: ServicerContext[Any, Any]
 ) -> AsyncIterator[None]:
-    begun = time.monotonic()
+    begun, code = time.monotonic(), ""
     call = asyncio.current_task()
     assert call is not None
     try:
@@ -155,15 +159,18 @@ async def _answering(
         if log.isEnabledFor(logging.DEBUG):
             log.debug(method, extra=fields(**describe(request), seconds=round(time.monotonic() - begun, 4)))
     except asyncio.CancelledError:
+        code = StatusCode.CANCELLED.name
         if not gate.expired:
             log.info(f"{_title(method, request)} was given up by its caller", extra=fields(**describe(request)))
             raise
         call.uncancel()
         await _refuse(context, method, request, Draining(_STOPPING))
     except Exception as error:
+        code = status_of(error)[0].name
         await _refuse(context, method, request, error)
     finally:
         gate.leave(call)
+        gate.ended(method, time.monotonic() - begun, code)
 
 
 def _check(request: Message | None, context: ServicerContext[Any, Any]) -> None:

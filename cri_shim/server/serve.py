@@ -14,6 +14,8 @@ import os
 import signal
 import time
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,10 +23,12 @@ import grpc
 
 from cri_shim.errors import ConfigError
 from cri_shim.log import fields
+from cri_shim.metrics.catalog import Metrics
 from cri_shim.server.admin import admin_socket
 from cri_shim.server.adoption import AdoptAtFirst
 from cri_shim.server.checkpage import check_page
 from cri_shim.server.convert import Spelling
+from cri_shim.server.counting import count_call, measure_lag
 from cri_shim.server.dfpage import df_page
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
@@ -32,9 +36,11 @@ from cri_shim.server.health import Health, Readiness, alive_page, ready_page
 from cri_shim.server.imagepage import image_page
 from cri_shim.server.importpage import import_page
 from cri_shim.server.keep import pinned_of, prepull_of, rounds_of
+from cri_shim.server.listener import listening_on
 from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
+from cri_shim.server.metricspage import metrics_page
 from cri_shim.server.privileges import without_privileges
 from cri_shim.server.reload import Reload
 from cri_shim.server.rpc import Gate
@@ -67,6 +73,9 @@ _left_behind: list[grpc.aio.Server] = []
 ADOPT_SECONDS = 60.0
 """How long what is pulled at start waits for the runtime's own images to be taken over."""
 
+METRICS: Final = ("/metrics", "/v1/metrics")
+"""Where the metrics are; the second is containerd's path."""
+
 _STATUS_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 3.0
 _CALLS_AT_ONCE: Final = 12_000
@@ -91,14 +100,22 @@ OPTIONS: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What the daemon shares with the images that it serves: what SIGHUP is for, and what is counted."""
+
+    reload: Reload
+    metrics: Metrics
+
+
 def run(
     config: Config,
     notifier: Notifier,
     open_images: OpenImages,
     unprivileged: Callable[[], None],
-    reload: Reload | None = None,
+    beside: Beside | None = None,
 ) -> None:
-    """Serve what *open_images* opens (see `build.running_images`) until a signal; SIGHUP is for *reload*.
+    """Serve what *open_images* opens (see `build.running_images`) until a signal.
 
     The caller must have made no thread yet. *unprivileged* is called once it may.
 
@@ -115,8 +132,8 @@ def run(
         held.callback(zygote.close)
         unprivileged()
         runner = held.enter_context(asyncio.Runner(loop_factory=new_event_loop))
-        reload = reload or Reload(lambda: config, config)
-        runner.run(_serve(config, notifier, lambda: open_images(config, zygote), reload, begun))
+        beside = beside or Beside(Reload(lambda: config, config), Metrics())
+        runner.run(_serve(config, notifier, lambda: open_images(config, zygote), beside, begun))
 
 
 def _make_directory(path: Path, mode: int, what: str) -> None:
@@ -134,11 +151,12 @@ async def _serve(
     config: Config,
     notifier: Notifier,
     open_images: Callable[[], AbstractAsyncContextManager[Images]],
-    reload: Reload,
+    beside: Beside,
     begun: float,
 ) -> None:
     stop, hurry, again = _signals()
     gate = Gate()
+    gate.ended = partial(count_call, beside.metrics)
     listen = path_of(config.listen)
     make_free(listen)
     readiness = Readiness(gate, config.root)
@@ -151,32 +169,42 @@ async def _serve(
                 "adoption": adoption.status(),
             },
             "/pulls": images.records,
-            "/healthz": alive_page,
         }
-        questions: dict[str, Question] = {
-            "/explain": lambda query: images.explain(query.get("image", "")),
-            "/image": lambda query: image_page(images, query.get("image", "")),
-            "/df": lambda _query: df_page(images),
-            "/check": lambda query: check_page(images.scrub, query),
-            "/import": lambda query: import_page(images, query),
+        probed: dict[str, Page] = {"/healthz": alive_page}
+        scraped: dict[str, Question] = {
             "/readyz": lambda _query: ready_page(readiness),
+            **dict.fromkeys(METRICS, lambda _query: metrics_page(beside.metrics, images, config.root)),
         }
         async with (
-            admin_socket(Path(config.state) / "admin.sock", pages, questions),
+            admin_socket(Path(config.state) / "admin.sock", pages | probed, _questions(images) | scraped),
+            listening_on(config.metrics_listen, probed, scraped) as scraped_at,
             _listening(config, listen, images, gate, Health(readiness)),
             _telling(notifier, images),
-            _while(reload.forever(again, notifier)),
+            _while(beside.reload.forever(again, notifier)),
+            _while(measure_lag(beside.metrics)),
             _while(_at_first(adoption, images, prepull)),
             _while(rounds_of(config, images).forever()),
         ):
             gc.freeze()  # what was loaded stays; to look through 5 000 images for garbage holds up calls for 90 ms
             particulars = fields(listen=listen, root=config.root, runtime=config.runtime, version=VERSION)
+            if scraped_at:
+                log.info("metrics are served", extra=fields(listen=scraped_at))
             log.info(f"serving, ready in {time.monotonic() - begun:.3f}s", extra=particulars)
             await stop.wait()
             notifier.stopping()
             log.info("stopping", extra=fields(calls=gate.running, drain_seconds=config.drain_seconds))
             await gate.drain(config.drain_seconds, hurry)
     log.info("stopped")
+
+
+def _questions(images: Images) -> dict[str, Question]:
+    return {
+        "/explain": lambda query: images.explain(query.get("image", "")),
+        "/image": lambda query: image_page(images, query.get("image", "")),
+        "/df": lambda _query: df_page(images),
+        "/check": lambda query: check_page(images.scrub, query),
+        "/import": lambda query: import_page(images, query),
+    }
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event, asyncio.Event]:

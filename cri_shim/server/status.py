@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from asyncio import CancelledError
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,40 +29,43 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EN
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one class of errors, and those below it, become."""
+    """What one class of errors, and those below it, become; *reason* is the word for it in the metrics."""
 
     error: type[Exception]
     code: StatusCode
+    reason: str
     prefix: str = ""
 
 
 TABLE: Final = (
-    Row(shim.InvalidReference, StatusCode.INVALID_ARGUMENT),
-    Row(shim.InvalidRequest, StatusCode.INVALID_ARGUMENT),
-    Row(shim.NotFound, StatusCode.NOT_FOUND),
-    Row(shim.Unauthenticated, StatusCode.UNAUTHENTICATED),
-    Row(shim.Denied, StatusCode.PERMISSION_DENIED),
-    Row(shim.RegistryUnavailable, StatusCode.UNKNOWN, prefix="RegistryUnavailable: "),
-    Row(shim.SignatureRejected, StatusCode.UNKNOWN, prefix="SignatureValidationFailed: "),
-    Row(shim.ContentRejected, StatusCode.FAILED_PRECONDITION),
-    Row(shim.Unsupported, StatusCode.UNIMPLEMENTED),
-    Row(shim.LimitExceeded, StatusCode.RESOURCE_EXHAUSTED),
-    Row(shim.NoSpace, StatusCode.RESOURCE_EXHAUSTED),
-    Row(shim.StoreDamaged, StatusCode.DATA_LOSS),
-    Row(shim.ConfigError, StatusCode.FAILED_PRECONDITION),
-    Row(shim.HandOffFailed, StatusCode.UNAVAILABLE),
-    Row(shim.DeadlineExceeded, StatusCode.DEADLINE_EXCEEDED),
-    Row(shim.Draining, StatusCode.UNAVAILABLE),
-    Row(shim.Cancelled, StatusCode.CANCELLED),
-    Row(rootfs.LayerRejected, StatusCode.FAILED_PRECONDITION),
-    Row(rootfs.ContentMismatch, StatusCode.FAILED_PRECONDITION),
-    Row(rootfs.InvalidDigest, StatusCode.FAILED_PRECONDITION),
-    Row(rootfs.UnsupportedDigest, StatusCode.UNIMPLEMENTED),
-    Row(rootfs.LimitExceeded, StatusCode.RESOURCE_EXHAUSTED),
-    Row(rootfs.NoSpace, StatusCode.RESOURCE_EXHAUSTED),
-    Row(rootfs.JobCancelled, StatusCode.CANCELLED),
-    Row(rootfs.HelperFailed, StatusCode.INTERNAL),
-    Row(rootfs.RootfsError, StatusCode.INTERNAL),  # the node's disk failed (EIO, EROFS): no bug, and worth its sentence
+    Row(shim.InvalidReference, StatusCode.INVALID_ARGUMENT, "invalid_reference"),
+    Row(shim.InvalidRequest, StatusCode.INVALID_ARGUMENT, "invalid_request"),
+    Row(shim.NotFound, StatusCode.NOT_FOUND, "not_found"),
+    Row(shim.Unauthenticated, StatusCode.UNAUTHENTICATED, "unauthorized"),
+    Row(shim.Denied, StatusCode.PERMISSION_DENIED, "denied"),
+    Row(shim.RegistryUnavailable, StatusCode.UNKNOWN, "unavailable", prefix="RegistryUnavailable: "),
+    Row(shim.SignatureRejected, StatusCode.UNKNOWN, "signature_invalid", prefix="SignatureValidationFailed: "),
+    Row(shim.ContentRejected, StatusCode.FAILED_PRECONDITION, "content_invalid"),
+    Row(shim.Unsupported, StatusCode.UNIMPLEMENTED, "unsupported"),
+    Row(shim.LimitExceeded, StatusCode.RESOURCE_EXHAUSTED, "limit_exceeded"),
+    Row(shim.NoSpace, StatusCode.RESOURCE_EXHAUSTED, "no_space"),
+    Row(shim.StoreDamaged, StatusCode.DATA_LOSS, "store_damaged"),
+    Row(shim.ConfigError, StatusCode.FAILED_PRECONDITION, "config"),
+    Row(shim.HandOffFailed, StatusCode.UNAVAILABLE, "handoff"),
+    Row(shim.DeadlineExceeded, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded"),
+    Row(shim.Draining, StatusCode.UNAVAILABLE, "stopping"),
+    Row(shim.Cancelled, StatusCode.CANCELLED, "cancelled"),
+    Row(rootfs.LayerRejected, StatusCode.FAILED_PRECONDITION, "content_invalid"),
+    Row(rootfs.ContentMismatch, StatusCode.FAILED_PRECONDITION, "digest_invalid"),
+    Row(rootfs.InvalidDigest, StatusCode.FAILED_PRECONDITION, "content_invalid"),
+    Row(rootfs.UnsupportedDigest, StatusCode.UNIMPLEMENTED, "unsupported"),
+    Row(rootfs.LimitExceeded, StatusCode.RESOURCE_EXHAUSTED, "limit_exceeded"),
+    Row(rootfs.NoSpace, StatusCode.RESOURCE_EXHAUSTED, "no_space"),
+    Row(rootfs.JobCancelled, StatusCode.CANCELLED, "cancelled"),
+    Row(rootfs.HelperFailed, StatusCode.INTERNAL, "helper"),
+    Row(
+        rootfs.RootfsError, StatusCode.INTERNAL, "disk"
+    ),  # the node's disk failed (EIO, EROFS): no bug, and worth its sentence
 )
 _ROWS: Final = {row.error: row for row in TABLE}
 
@@ -84,6 +88,15 @@ def status_of(error: BaseException) -> tuple[StatusCode, str]:
         number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOMEM
         return StatusCode.RESOURCE_EXHAUSTED, f"the node has no room left: {os.strerror(number)}"
     return StatusCode.INTERNAL, BUG
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the word for *error* in the metrics; there are as many as rows, and three more."""
+    if isinstance(error, CancelledError):
+        return "cancelled"
+    if (row := row_of(error)) is not None:
+        return row.reason
+    return "no_space" if _is_no_space(error) else "unknown"
 
 
 def sendable(message: str) -> str:

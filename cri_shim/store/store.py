@@ -318,8 +318,12 @@ class Store:
             await leaving.wait()
 
     def usage(self, arriving: Usage) -> Usage:
-        """Return what the root takes: layers, documents, trash, waiting and *arriving* blobs. No disk is asked."""
-        return self.catalog.usage() + self._trash_usage + self.partials.usage + arriving
+        """Return what the root takes in all."""
+        return sum(self.room(arriving).values(), Usage(0, 0))
+
+    def room(self, arriving: Usage) -> dict[str, Usage]:
+        """Return what the root takes, by kind: images, blobs that wait or are *arriving*, trash. No disk is asked."""
+        return {"images": self.catalog.usage(), "ingest": self.partials.usage + arriving, "trash": self._trash_usage}
 
     async def _recover(self, finding: Job[tuple[Found, ...]]) -> None:
         found = await run_job(finding)

@@ -13,6 +13,7 @@ from typing import Any
 
 from cri_shim.config.schema import Config
 from cri_shim.images.service import Images
+from cri_shim.metrics.catalog import Metrics
 from cri_shim.pb import api_pb2
 from cri_shim.server.build import running_images
 from cri_shim.server.rpc import Gate
@@ -89,10 +90,10 @@ def config_for(tmp_path: Path, *registries: FakeRegistry) -> Config:
 
 
 @asynccontextmanager
-async def pulling(tmp_path: Path, *registries: FakeRegistry, **served_as: Any):
+async def pulling(tmp_path: Path, *registries: FakeRegistry, metrics: Metrics | None = None, **served_as: Any):
     config = config_for(tmp_path, *registries)
     async with (
-        running_images(config) as images,
+        running_images(config, metrics=metrics) as images,
         served(tmp_path / "s", images, **served_as) as (gate, stub, _runtime),
     ):
         yield Service(stub, images, gate, Path(config.root))
