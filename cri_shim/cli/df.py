@@ -12,7 +12,7 @@ from cri_shim.table import human_size, table
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _BAR: Final = 40
 
@@ -33,10 +33,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def render(page: Mapping[str, Any]) -> Iterator[str]:
     """Give the answer for people: the images, the largest first, the totals, and how full the filesystem is."""
-    images = sorted(page["images"], key=lambda image: (-image["unique_bytes"], image["name"]))
-    rows = [[image["name"], *(human_size(image[key]) for key in ("size_bytes", "shared_bytes", "unique_bytes"))]
-            for image in images]  # fmt: skip
-    yield from table([("IMAGE", "SIZE", "SHARED", "UNIQUE"), *rows], 0)
+    yield from image_rows(page["images"])
     yield ""
     totals = [(kind, human_size(size)) for kind, size in page["totals_bytes"].items()]
     yield from table([("KIND", "SIZE"), *totals], 0)
@@ -46,6 +43,14 @@ def render(page: Mapping[str, Any]) -> Iterator[str]:
     yield f"{page['root']}  [{_bar(ours, others, size)}]"
     legend = (f"# images {human_size(ours)}", f"= others {human_size(others)}", f". free {human_size(free)}")
     yield f"{'   '.join(legend)} of {human_size(size)}"
+
+
+def image_rows(images: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of *images*, those first whose removal sets most free."""
+    ordered = sorted(images, key=lambda image: (-image["unique_bytes"], image["name"]))
+    sizes = ("size_bytes", "shared_bytes", "unique_bytes")
+    rows = [[image["name"], *(human_size(image[key]) for key in sizes)] for image in ordered]
+    return table([("IMAGE", "SIZE", "SHARED", "UNIQUE"), *rows], 0)
 
 
 def _bar(ours: int, others: int, size: int) -> str:

@@ -22,6 +22,7 @@ VERBS: Final = {
     "rmi": "remove images, each with all its names",
     "pulls": "show what is being pulled, and what was pulled last",
     "df": "show what each image takes, and what its removal would set free",
+    "prune": "throw away what is not needed, or tell what that would set free",
     "imagefsinfo": "show what the images take on the disk, as kubelet is told it",
     "status": "show what the running daemon does",
     "check": "see whether what was pulled is still on the disk as it was, and repair it",

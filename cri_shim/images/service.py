@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidReference, InvalidRequest, StoreDamaged
+from cri_shim.images.prune import Prune, freed_bytes
 from cri_shim.images.shortname import References, plainly
 from cri_shim.store.image import Usage
 
@@ -62,6 +63,7 @@ class Images:
     ) -> None:
         """*references* tells what a name means: several, the first that is here, for a short one."""
         self.scrub = scrub
+        self.prune = Prune(store, publishing)
         self._store = store
         self._intake = intake
         self._publishing = publishing
@@ -111,6 +113,10 @@ class Images:
         """Return every image, in order of its id; the same tuple as before when nothing has changed."""
         return self._store.catalog.ordered()
 
+    def unique_bytes(self, image: Image) -> int:
+        """Return what the removal of *image* alone sets free: what no other image needs."""
+        return freed_bytes(self._store.catalog, (image,))
+
     def shared(self, image: Image) -> frozenset[str]:
         """Return those layer directories of *image* whose content another image needs as well."""
         count = self._store.catalog.references.layer
@@ -150,7 +156,7 @@ class Images:
 
     def usage(self) -> Usage:
         """Return what the root takes, from counters."""
-        return self._store.usage(self._arriving())
+        return sum(self._store.room(self._arriving()).values(), Usage(0, 0))
 
     def figures(self) -> Figures:
         """Return what the metrics tell, from counters."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cri_shim.executor import in_thread
 
 if TYPE_CHECKING:
+    from cri_shim.images.prune import Plan
     from cri_shim.images.service import Images
     from cri_shim.store.image import Image
 
@@ -20,17 +21,17 @@ async def df_page(images: Images) -> dict[str, object]:
     root = str(images.status()["root"])
     filesystem = await in_thread(os.statvfs, root)
     used = images.usage().used_bytes
-    rows = [_row(images, image) for image in images.images()]
-    layers = {layer.name: layer.unpacked_bytes for image in images.images() for layer in image.layers}
+    rows = [row(images, image) for image in images.images()]
     documents = {document.digest: document.size_bytes for image in images.images() for document in image.documents}
-    listed = sum(layers.values()) + sum(documents.values())
+    everything = images.prune.planned(images.images())
     return {
         "root": root,
         "images": rows,
         "totals_bytes": {
-            "layers of images": sum(layers.values()),
+            "layers of images": everything.images_bytes - sum(documents.values()),
             "manifests and configs": sum(documents.values()),
-            "arriving, waiting and going": max(0, used - listed),
+            **leftovers(everything),
+            "arriving and going": max(0, used - everything.total_bytes),
         },
         "used_bytes": used,
         "filesystem": {
@@ -40,14 +41,19 @@ async def df_page(images: Images) -> dict[str, object]:
     }
 
 
-def _row(images: Images, image: Image) -> dict[str, object]:
-    shared = images.shared(image)
-    shared_bytes = sum(layer.unpacked_bytes for layer in image.layers if layer.name in shared)
+def leftovers(plan: Plan) -> dict[str, int]:
+    """Return what no image needs and a prune throws away, by kind."""
+    return {"interrupted pulls": plan.waiting_bytes, "layers without an image": plan.loose_bytes}
+
+
+def row(images: Images, image: Image) -> dict[str, object]:
+    """Return what *image* takes."""
+    unique = images.unique_bytes(image)
     return {
         "id": str(image.id),
         "name": next(iter(image.names), str(image.id)),
         "names": image.names,
         "size_bytes": image.size_bytes,
-        "shared_bytes": shared_bytes,
-        "unique_bytes": image.size_bytes - shared_bytes,
+        "shared_bytes": max(0, image.size_bytes - unique),
+        "unique_bytes": unique,
     }

@@ -42,6 +42,7 @@ from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
 from cri_shim.server.metricspage import metrics_page
 from cri_shim.server.privileges import without_privileges
+from cri_shim.server.prunepage import prune_page
 from cri_shim.server.reload import Reload
 from cri_shim.server.rpc import Gate
 from cri_shim.server.service import ImageService, Node, RuntimeService
@@ -176,7 +177,7 @@ async def _serve(
             **dict.fromkeys(METRICS, lambda _query: metrics_page(beside.metrics, images, config.root)),
         }
         async with (
-            admin_socket(Path(config.state) / "admin.sock", pages | probed, _questions(images) | scraped),
+            admin_socket(Path(config.state) / "admin.sock", pages | probed, _questions(config, images) | scraped),
             listening_on(config.metrics_listen, probed, scraped) as scraped_at,
             _listening(config, listen, images, gate, Health(readiness)),
             _telling(notifier, images),
@@ -197,11 +198,12 @@ async def _serve(
     log.info("stopped")
 
 
-def _questions(images: Images) -> dict[str, Question]:
+def _questions(config: Config, images: Images) -> dict[str, Question]:
     return {
         "/explain": lambda query: images.explain(query.get("image", "")),
         "/image": lambda query: image_page(images, query.get("image", "")),
         "/df": lambda _query: df_page(images),
+        "/prune": lambda query: prune_page(images, Spelling(config.runtime, pinned_of(config)), query),
         "/check": lambda query: check_page(images.scrub, query),
         "/import": lambda query: import_page(images, query),
     }

@@ -32,6 +32,10 @@ class References:
         """Return every layer directory that an image needs."""
         return frozenset(self._layers)
 
+    def documents(self, digest: Digest) -> int:
+        """Return how many images need the document."""
+        return self._documents[digest]
+
     def document(self, digest: Digest) -> bool:
         """Tell whether an image needs the document."""
         return digest in self._documents

@@ -297,6 +297,14 @@ class Store:
             await undisturbed(self._drop_layers(victims, dropped, gone))
         return tuple(victims)
 
+    def loose(self) -> frozenset[str]:
+        """Return the layers that no image and no lease holds."""
+        return self.catalog.idle().difference(*(lease.layers for lease in self._leases))
+
+    def end_grace(self) -> None:
+        """Let what is loose go with the next `collect`, however new it is."""
+        self._grace.clear()
+
     async def discard(self, staging: str) -> None:
         """Give up what was being made under *staging*; its room is freed in the background."""
         await undisturbed(run_job(self.helper.discard(staging)))
@@ -316,10 +324,6 @@ class Store:
         """Wait until no removal of the directory or document *name* is under way."""
         while (leaving := self._leaving.get(name)) is not None:
             await leaving.wait()
-
-    def usage(self, arriving: Usage) -> Usage:
-        """Return what the root takes in all."""
-        return sum(self.room(arriving).values(), Usage(0, 0))
 
     def room(self, arriving: Usage) -> dict[str, Usage]:
         """Return what the root takes, by kind: images, blobs that wait or are *arriving*, trash. No disk is asked."""
@@ -373,7 +377,7 @@ class Store:
     def _unused(self) -> Iterable[str]:
         now = time.monotonic()
         self._grace = {name: until for name, until in self._grace.items() if until > now}
-        return self.catalog.idle().difference(self._grace, *(lease.layers for lease in self._leases))
+        return self.loose().difference(self._grace)
 
     async def _drop_layers(self, victims: dict[str, Layer], dropped: Dropped, gone: asyncio.Event) -> None:
         names = tuple(victims)

@@ -12,7 +12,9 @@ import yaml
 
 from cri_shim.cli.verbs import run
 from cri_shim.server.admin import admin_socket
+from cri_shim.server.convert import Spelling
 from cri_shim.server.dfpage import df_page
+from cri_shim.server.prunepage import prune_page
 from tests.fakes.registry import FakeRegistry
 from tests.server.pulling import pulling, sample
 
@@ -34,7 +36,11 @@ async def call(tmp_path, registry, capsys):
         return code, *capsys.readouterr()
 
     async with pulling(tmp_path, registry, pinned=("*app:2",)) as service:
-        questions = {"/df": lambda _: df_page(service.images)}
+        spelling = Spelling("none", ("*app:2",))
+        questions = {
+            "/df": lambda _: df_page(service.images),
+            "/prune": lambda query: prune_page(service.images, spelling, query),
+        }
         async with admin_socket(tmp_path / "admin.sock", {"/pulls": service.images.records}, questions):
             yield call
 
@@ -176,6 +182,41 @@ async def test_what_df_calls_unique_is_what_a_removal_sets_free(call, registry):
     # The layer that the removed image alone had lies in its grace still: what is listed of it is less.
     listed = [sum(page["totals_bytes"][kind] for kind in list(page["totals_bytes"])[:2]) for page in (before, after)]
     assert listed[0] - listed[1] == unique
+
+
+async def asked(call, *argv):
+    code, out, err = await call(*argv, "-o", "json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+async def test_a_dry_run_of_prune_shows_the_numbers_of_df_and_a_prune_sets_them_free(call, registry):
+    for tag in "12":
+        await call("pull", f"{registry.host}/app:{tag}")
+    before = await asked(call, "df")
+    (one,) = [image for image in before["images"] if image["id"] == sample().id]  # the other is pinned
+    dry = await asked(call, "prune", "--all", "--dry-run")
+    assert dry["images"] == [one]
+    assert dry["frees_bytes"]["images"] == dry["total_bytes"] == one["unique_bytes"] > 0
+    assert await asked(call, "df") == before
+    pruned = await asked(call, "prune", "--all")
+    assert {key: pruned[key] for key in dry} == dry
+    after = await asked(call, "df")
+    assert before["used_bytes"] - after["used_bytes"] == one["unique_bytes"]
+    assert [image["id"] for image in after["images"]] == [sample("other").id]
+    lines = (await call("prune", "-n", "--all"))[1].splitlines()
+    assert [line.split() for line in lines][0] == ["WOULD", "BE", "FREE", "SIZE"]
+    assert lines[-1].split() == ["in", "all", "0B"]
+
+
+async def test_images_without_a_tag_go_when_that_is_asked_for(call, registry):
+    await call("pull", f"{registry.host}/app:1")
+    registry.add("app", sample("third"), tag="1")
+    await call("pull", f"{registry.host}/app:1")
+    assert (await asked(call, "prune", "-n"))["images"] == []
+    (gone,) = (await asked(call, "prune", "--untagged"))["images"]
+    assert gone["id"] == sample().id
+    assert (await call("images", "-q"))[1].split() == [sample("third").id]
 
 
 @pytest.mark.parametrize("verb", ["images", "imagefsinfo", "pull x", "rmi x", "inspecti x"])

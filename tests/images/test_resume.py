@@ -53,7 +53,7 @@ async def interrupted(images: Images, registry: FakeRegistry, wanted: FakeImage,
     registry.on("GET", f"/blobs/{wanted.layers[0].digest}", partly(SENT, gate), times=1)
     pull = asyncio.create_task(images.pull(f"{registry.host}/{repository}:1", None))
     await arrived(images, SENT - FULL_ENOUGH_BYTES)
-    before = images._store.usage(Usage(0, 0))
+    before = sum(images._store.room(Usage(0, 0)).values(), Usage(0, 0))
     pull.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pull
