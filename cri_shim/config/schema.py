@@ -196,6 +196,8 @@ class Config:
     )
     connections_per_host: AtMost1000 = _key(12, "Connections to one host up to which a layer may get another one.")
     max_connections: AtMost1000 = _key(24, "The same to all hosts. Each takes a MiB of memory.")
+    bytes_per_second_per_host: Room = _key(0, "Bytes of layers that may come from one host per second; 0: any number.")
+    max_bytes_per_second: Room = _key(0, "The same from all hosts; 0: any number.")
     max_unpacks: AtMost1000 = _key(4, "Layers that are unpacked at once, in all.")
     pinned: tuple[Word, ...] = _key(
         (),

@@ -31,6 +31,8 @@ class Cancel:
         self._progress_seconds: float | None = None
         self._progress_clock = clock
         self._stuck_at = 0.0
+        self._pauses = 0
+        self._paused_at = 0.0
 
     def cancel(self) -> None:
         """Stop whatever is under way; idempotent."""
@@ -48,7 +50,24 @@ class Cancel:
     def moved(self) -> None:
         """Note that something has come that counts."""
         if self._progress_seconds is not None:
-            self._stuck_at = self._progress_clock() + self._progress_seconds
+            with self._lock:
+                self._paused_at = self._progress_clock()
+                self._stuck_at = self._paused_at + self._progress_seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While anybody is inside, nothing is expected to come: it is us who let nothing come."""
+        with self._lock:
+            if self._pauses == 0:
+                self._paused_at = self._progress_clock()
+            self._pauses += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pauses -= 1
+                if self._pauses == 0:
+                    self._stuck_at += self._progress_clock() - self._paused_at
 
     @property
     def cancelled(self) -> bool:
@@ -58,7 +77,7 @@ class Cancel:
     def remaining_seconds(self) -> float | None:
         """Return the time until there is no use in going on: the deadline, or too long without progress."""
         ends = () if self._deadline is None else (self._deadline - self._clock(),)
-        if self._progress_seconds is not None:
+        if self._progress_seconds is not None and not self._pauses:
             ends = (*ends, self._stuck_at - self._progress_clock())
         return min(ends, default=None)
 
@@ -73,7 +92,9 @@ class Cancel:
             raise Cancelled("the pull was cancelled")
         if self.cancelled:
             raise Cancelled("the deadline of the pull has passed")
-        if self._progress_seconds is not None and self._stuck_at <= self._progress_clock():
+        if self._progress_seconds is None or self._pauses:
+            return
+        if self._stuck_at <= self._progress_clock():
             raise HostFailed(f"no progress in {self._progress_seconds:g} s, whoever was asked", "stalled")
 
     def wait(self, seconds: float) -> None:
@@ -123,6 +144,12 @@ class Branch(Cancel):
     def moved(self) -> None:
         """See `Cancel`: the whole has moved."""
         self._whole.moved()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """See `Cancel`: of the whole."""
+        with self._whole.paused():
+            yield
 
     def remaining_seconds(self) -> float | None:
         """Return the time that is left to the whole."""

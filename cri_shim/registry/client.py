@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.auth.credential import ANONYMOUS, Credential
 from cri_shim.auth.servers import is_for, server_of
-from cri_shim.errors import ConfigError, ContentRejected, Denied, LimitExceeded, NotFound, ShimError, Unauthenticated
+from cri_shim.errors import Denied, NotFound, ShimError, Unauthenticated
 from cri_shim.registry import content, download, foreign
-from cri_shim.registry.connections import Connections
+from cri_shim.registry.connections import Bounds, Connections
 from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.health import Health
 from cri_shim.registry.retry import ATTEMPTS, Pace
 from cri_shim.registry.session import Means, Memory, Session
 from cri_shim.registry.terms import USUAL, Terms
 from cri_shim.registry.tokens import Tokens
-from cri_shim.registry.tries import failed, nobody
+from cri_shim.registry.tries import FAILED, REFUSED, failed, nobody
 from cri_shim.registry.workers import Several
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.descriptor import Descriptor
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.cancel import Cancel
+    from cri_shim.registry.flow import Payers
     from cri_shim.registry.hosts import Host, Hosts
     from cri_shim.registry.segments import Sink
     from cri_shim.registry.session import Wanted
@@ -43,12 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MIRROR_ATTEMPTS = 2  # where another host can be asked instead
-
-
-SEVERAL = Several()
-REFUSED = (Unauthenticated, Denied)
 ANSWERED = frozenset({"status", "protocol"})  # the host is there; what it stands for may not be
-FAILED = (NotFound, HostFailed, ContentRejected, LimitExceeded, ConfigError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +125,7 @@ class Client:
         credentials_for: Callable[[str], Sequence[Credential]] | None = None,
         headers_for: Callable[[Reference], Sequence[tuple[str, Secret]]] | None = None,
         terms: Terms = USUAL,
-        several: Several = SEVERAL,
+        several: Several | None = None,
     ) -> None:
         """*credentials_for* finds credentials for a mirror, named as in a keyring: "mirror.corp:5000/library/nginx".
 
@@ -143,11 +139,13 @@ class Client:
         self._health = Health(clock)
         self._terms = terms
         self._clock = clock
-        self._several = replace(several, connections=Connections(), clock=clock)
+        self._several = replace(several or Several(), connections=Connections(), clock=clock)
+        self._several.rates.follow(terms.rates)
 
     def follow(self, terms: Terms) -> None:
         """Go by *terms* from the next question on."""
         self._terms = terms
+        self._several.rates.follow(terms.rates)
         self._means = replace(self._means, same_site=terms.same_site, memory=Memory())
 
     def resolve(self, reference: Reference, credentials: Sequence[Credential], cancel: Cancel) -> Resolved:
@@ -287,8 +285,9 @@ class Client:
         cancel: Cancel,
         *,
         avoid: frozenset[str] = frozenset(),
+        payers: Payers | None = None,
     ) -> Delivered:
-        """Bring *sink* to the descriptor's size, from wherever it stands.
+        """Bring *sink* to the descriptor's size, from wherever it stands, the bytes paid by *payers*.
 
         The digest is for the reader of the sink to verify; when it is wrong, restart the sink and come again with
         the hosts that delivered in *avoid*.
@@ -297,7 +296,7 @@ class Client:
             ShimError: As `resolve`; and what the sink raises, as it is.
         """
         tally: dict[str, int] = {}
-        several = replace(self._several, bounds=self._terms.connections)
+        several = replace(self._several, bounds=self._terms.connections, payers=payers)
 
         def act(session: Session) -> tuple[str, str]:
             download.download(session, descriptor, sink, tally, several)
@@ -310,26 +309,12 @@ class Client:
                 raise
             if not self._terms.foreign_layers:
                 raise foreign.switched_off(missing, descriptor) from None
-            host, source = self._download_foreign(descriptor, sink, cancel, tally, avoid), ANONYMOUS.source
+            alone = replace(several, bounds=Bounds(per_blob=1))
+            places = foreign.places(descriptor, self._means.transport, self._means.pace, cancel)
+            host, source = foreign.download_from(places, descriptor, sink, tally, avoid, alone), ANONYMOUS.source
         # An empty blob has a sender too; where everything was here, nobody sent anything.
         senders = tuple(tally) if descriptor.size_bytes else (host,)
         return Delivered(host, sum(tally.values()), senders, source)
-
-    def _download_foreign(
-        self, descriptor: Descriptor, sink: Sink, cancel: Cancel, tally: dict[str, int], avoid: frozenset[str]
-    ) -> str:
-        found = foreign.places(descriptor, self._means.transport, self._means.pace, cancel)
-        tries: list[ShimError] = []
-        for place in found:
-            if place.name in avoid:
-                continue
-            try:
-                download.download(place, descriptor, sink, tally)
-            except (*FAILED, *REFUSED) as failure:
-                tries.append(failure)
-            else:
-                return place.name
-        raise failed(tries) if tries else nobody(avoid=avoid, only=None)
 
     def hosts_for_blobs(self, reference: Reference, avoid: frozenset[str] = frozenset()) -> int:
         """Count the hosts that may be asked for a blob of *reference* besides *avoid*.

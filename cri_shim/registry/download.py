@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cri_shim.oci.descriptor import Descriptor
     from cri_shim.registry.cancel import Cancel
+    from cri_shim.registry.rates import Meter
     from cri_shim.registry.reply import Headers, Reply
     from cri_shim.registry.retry import Pace
     from cri_shim.registry.segments import Sink
@@ -64,6 +65,7 @@ class _Job:
     segments: Segments
     tally: dict[str, int]
     workers: Workers
+    meter: Meter
     failures: int = 0
     failures_in_a_row: int = 0
     restarted: bool = False
@@ -97,8 +99,9 @@ def download(
         ShimError: As `Session.ask`; what the sink raises.
     """
     segments = Segments(sink, descriptor.size_bytes)
+    meter = several.rates.meter(session.name, several.payers)
     with Workers(session.name, segments, several, session.cancel) as workers:
-        job = _Job(session.name, f"blobs/{descriptor.digest}", segments, tally, workers)
+        job = _Job(session.name, f"blobs/{descriptor.digest}", segments, tally, workers, meter)
         if descriptor.size_bytes == 0:
             _attempts(session, job, Segment(0, 0))
         while (segment := workers.next()) is not None:
@@ -189,7 +192,7 @@ def _receive(
 ) -> None:
     """Put in place what of a body with the bytes *sent* is missing; leave when the rest has become somebody else's."""
     offset, end = sent
-    for piece in reply.pieces():
+    for piece in reply.pieces(job.meter):
         job.count(len(piece))
         if offset + len(piece) > end:
             reply.close()

@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING
 from cri_shim.auth.credential import ANONYMOUS
 from cri_shim.errors import NotFound, ShimError
 from cri_shim.registry.answers import refusal
+from cri_shim.registry.download import download
 from cri_shim.registry.failure import HostFailed, Refused
 from cri_shim.registry.hops import follow
 from cri_shim.registry.policy import AddressRule
 from cri_shim.registry.retry import ATTEMPTS, Pace
 from cri_shim.registry.transport import Request
+from cri_shim.registry.tries import FAILED, REFUSED, failed, nobody
 from cri_shim.registry.url import Url, parse_url
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from cri_shim.oci.descriptor import Descriptor
     from cri_shim.registry.cancel import Cancel
     from cri_shim.registry.reply import Headers, Reply
+    from cri_shim.registry.segments import Sink
     from cri_shim.registry.transport import Transport
+    from cri_shim.registry.workers import Several
 
 URLS = 8  # asked of one layer
 PUBLIC_ONLY = AddressRule()
@@ -81,6 +85,32 @@ def places(descriptor: Descriptor, transport: Transport, pace: Pace, cancel: Can
     if not found:
         raise HostFailed(f"of the URLs of this foreign layer none may be asked: {'; '.join(reasons)}", "address")
     return tuple(found)
+
+
+def download_from(
+    found: Iterable[ForeignPlace],
+    descriptor: Descriptor,
+    sink: Sink,
+    tally: dict[str, int],
+    avoid: frozenset[str],
+    several: Several,
+) -> str:
+    """Bring *sink* to the descriptor's size from the first place that does it, and return its name.
+
+    Raises:
+        ShimError: None did; the sentence lists the tries.
+    """
+    tries: list[ShimError] = []
+    for place in found:
+        if place.name in avoid:
+            continue
+        try:
+            download(place, descriptor, sink, tally, several)
+        except (*FAILED, *REFUSED) as failure:
+            tries.append(failure)
+        else:
+            return place.name
+    raise failed(tries) if tries else nobody(avoid=avoid, only=None)
 
 
 def _allowed(text: str) -> Url:

@@ -13,6 +13,7 @@ from cri_shim.registry.trouble import translated
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cri_shim.registry.rates import Meter
     from cri_shim.registry.url import Url
     from cri_shim.registry.wire import Exchange
 
@@ -88,29 +89,44 @@ class Reply:
             self._done()
         return got
 
-    def pieces(self) -> Iterator[memoryview]:
-        """Yield the body in pieces of at most 1 MiB; each is valid until the next is asked for.
+    def pieces(self, meter: Meter | None = None) -> Iterator[memoryview]:
+        """Yield the body in pieces of at most 1 MiB, as *meter* allows; each is valid until the next is asked for.
 
         Small reads (a TLS record has 16 KiB) are gathered. What came before a failure is yielded before it is raised.
         """
         buffer = memoryview(bytearray(min(PIECE_BYTES, self.length_bytes or PIECE_BYTES)))
         failure: HostFailed | None = None
+        came = 0
         while failure is None:
-            filled = 0
-            while filled < FULL_ENOUGH_BYTES:
-                try:
-                    got = self.read_into(buffer[filled:])
-                except HostFailed as error:
-                    failure = error
-                    break
-                if got == 0:
-                    break
-                filled += got
+            filled, failure = self._filled(buffer, came, meter)
+            came += filled
             if filled:
                 yield buffer[:filled]
             elif failure is None:
                 return
         raise failure
+
+    def _filled(self, buffer: memoryview, came: int, meter: Meter | None) -> tuple[int, HostFailed | None]:
+        """Gather what may come now, after *came* bytes; nothing has to be waited for to learn that there is no more."""
+        most = len(buffer) if self.length_bytes is None else min(len(buffer), self.length_bytes - came)
+        if meter is None or most == 0:
+            return self._gathered(buffer)
+        with meter.portion(most, self._exchange.cancel) as portion:
+            self._head.pardon(portion.waited)
+            portion.used, failure = self._gathered(buffer[: portion.size_bytes])
+        return portion.used, failure
+
+    def _gathered(self, buffer: memoryview) -> tuple[int, HostFailed | None]:
+        filled, enough = 0, min(FULL_ENOUGH_BYTES, len(buffer))
+        while filled < enough:
+            try:
+                got = self.read_into(buffer[filled:])
+            except HostFailed as error:
+                return filled, error
+            if got == 0:
+                break
+            filled += got
+        return filled, None
 
     def body(self, limit_bytes: int, what: str) -> bytes:
         """Return the whole body of at most *limit_bytes*.

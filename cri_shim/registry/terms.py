@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cri_shim.registry.connections import Bounds
+from cri_shim.registry.rates import UNLIMITED, RateLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class Terms:
         same_site: Refuse realms on another site than their registry.
         foreign_layers: Ask the URLs of layers that their registry has not.
         connections: How many there may be at once for blobs.
+        rates: How many bytes of blobs may come per second.
     """
 
     mirror_stall_seconds: float = 20.0
@@ -24,6 +26,7 @@ class Terms:
     same_site: bool = False
     foreign_layers: bool = False
     connections: Bounds = Bounds()  # noqa: RUF009 - a value that does not change
+    rates: RateLimits = UNLIMITED
 
 
 USUAL = Terms()

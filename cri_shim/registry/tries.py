@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import ConfigError, ContentRejected, Denied, NotFound, ShimError, Unauthenticated
+from cri_shim.errors import (
+    ConfigError,
+    ContentRejected,
+    Denied,
+    LimitExceeded,
+    NotFound,
+    ShimError,
+    Unauthenticated,
+)
 from cri_shim.registry.failure import HostFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TRIES_SHOWN = 12
+REFUSED = (Unauthenticated, Denied)
+FAILED = (NotFound, HostFailed, ContentRejected, LimitExceeded, ConfigError)
 
 
 def nobody(*, avoid: frozenset[str], only: frozenset[str] | None) -> ShimError:

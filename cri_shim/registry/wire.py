@@ -137,6 +137,10 @@ class TimedReader(io.RawIOBase):
         self._idle = self._exchange.limits.idle_seconds
         self._begin_window()
 
+    def pardon(self, seconds: float) -> None:
+        """Give the peer *seconds* more, in which it was not asked for anything."""
+        self._until += seconds
+
     def _begin_window(self) -> None:
         limits = self._exchange.limits
         self._until = self._exchange.clock() + limits.progress_seconds
@@ -240,6 +244,10 @@ class Head(http.client.HTTPResponse):
                 self.fp = cast("io.BufferedReader", self.stream)
         self._exchange.in_body = True
         self._reader.begin_body()
+
+    def pardon(self, seconds: float) -> None:
+        """Give the peer *seconds* more for what is under way."""
+        self._reader.pardon(seconds)
 
 
 def monotonic() -> float:

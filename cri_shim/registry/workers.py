@@ -19,12 +19,14 @@ from cri_shim.registry.cancel import Branch
 from cri_shim.registry.connections import Bounds, Connections
 from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.growth import LEAST_BLOB_BYTES, Growth
+from cri_shim.registry.rates import Rates
 from cri_shim.registry.wire import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cri_shim.registry.cancel import Cancel
+    from cri_shim.registry.flow import Payers
     from cri_shim.registry.segments import Segment, Segments
 
 SEGMENT_BYTES: Final = 16 << 20
@@ -54,10 +56,12 @@ class Wants(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """On which terms one blob may have several connections. *growth* and *clock* are for tests to replace."""
+    """On which terms a blob may have several connections, and bytes. *growth* and *clock* are for tests to replace."""
 
     connections: Connections = field(default_factory=Connections)
     bounds: Bounds = USUAL
+    rates: Rates = field(default_factory=Rates)
+    payers: Payers | None = None
     least_blob_bytes: int = LEAST_BLOB_BYTES
     segment_bytes: int = SEGMENT_BYTES
     growth: Callable[[int], Wants] = Growth

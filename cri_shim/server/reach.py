@@ -13,6 +13,7 @@ from cri_shim.registry.connections import MOST_PER_BLOB, Bounds
 from cri_shim.registry.hosts import Hosts, Rules
 from cri_shim.registry.nodefiles import policy_restrictions, registries_restrictions
 from cri_shim.registry.proxies import Proxies
+from cri_shim.registry.rates import RateLimits
 from cri_shim.registry.registriesconf import NO_RULES
 from cri_shim.registry.registriesfile import read_registries_conf, registries_problems
 from cri_shim.registry.terms import Terms
@@ -84,6 +85,7 @@ def terms_of(config: Config) -> Terms:
             per_host=config.connections_per_host,
             total=config.max_connections,
         ),
+        rates=RateLimits(config.max_bytes_per_second, config.bytes_per_second_per_host),
     )
 
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 RELOADED: Final = frozenset(
     {
         *("log_level", "certs_dirs", "insecure", "no_fallback", "mirror_stall_seconds", "progress_seconds"),
+        *("bytes_per_second_per_host", "max_bytes_per_second"),
         *("host_proxies", "proxy_ca", "realm_same_site", "foreign_layers"),
         *("containers_dir", "policy_json", "registries_conf"),
     }
