@@ -17,6 +17,7 @@ from msgspec import Meta
 Count = Annotated[int, Meta(ge=1, le=1 << 62, description="a whole number from 1 on")]
 Room = Annotated[int, Meta(ge=0, le=1 << 62, description="a whole number of bytes")]
 AtMost1000 = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Weight = Annotated[int, Meta(ge=10, le=1000, description="a whole number from 10 to 1000")]
 Patience = Annotated[int, Meta(ge=1, le=86_400, description="a whole number of seconds from 1 to 86400")]
 Seconds = Annotated[int, Meta(ge=0, le=86_400, description="a whole number of seconds, 86400 at most")]
 Staleness = Annotated[int, Meta(ge=0, le=2_592_000, description="a whole number of seconds, 2592000 (30 days) at most")]
@@ -198,6 +199,17 @@ class Config:
     max_connections: AtMost1000 = _key(24, "The same to all hosts. Each takes a MiB of memory.")
     bytes_per_second_per_host: Room = _key(0, "Bytes of layers that may come from one host per second; 0: any number.")
     max_bytes_per_second: Room = _key(0, "The same from all hosts; 0: any number.")
+    system_namespaces: tuple[Word, ...] = _key(
+        ("kube-system",), "Namespaces of pods whose images weigh `system_weight`; all others weigh 100."
+    )
+    system_weight: Weight = _key(
+        400, "Where bytes or turns are limited, an image of twice the weight gets twice as many per second."
+    )
+    weight_annotation: OptionalName = _key(
+        "",
+        "An annotation of pods that has the weight of their images, 10 to 1000, whatever their namespace. Whoever may\n"
+        "write pods may then give them any. Empty: none.",
+    )
     max_unpacks: AtMost1000 = _key(4, "Layers that are unpacked at once, in all.")
     pinned: tuple[Word, ...] = _key(
         (),

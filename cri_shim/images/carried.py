@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.cancel import Cancel
+    from cri_shim.registry.flow import Payers
     from cri_shim.registry.segments import Sink
 
 T = TypeVar("T")
@@ -80,9 +81,10 @@ class Carried:
         sink: Sink,
         begun: Callable[[], None],
         avoid: frozenset[str] = frozenset(),
+        payers: Payers | None = None,
     ) -> Delivered:
         """Copy a layer blob into *sink*; whether it is the right one is found out as it is for a download."""
-        del source, avoid
+        del source, avoid, payers
         begun()
         return await in_thread(self._threads.downloads, lambda cancel: self._copy(descriptor, sink, cancel))
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cri_shim.images.progress import LayerProgress
     from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.registry.client import Delivered
+    from cri_shim.registry.flow import Flow
     from cri_shim.store.ingest import Ingest
     from cri_shim.store.store import Lease, Store
     from rootfs.apply import Applied
@@ -125,8 +126,8 @@ class Layers:
         """The layers that are on their way now."""
         return tuple(self._transfers.values())
 
-    async def bring(self, source: Source, layer: Layer, lease: Lease, progress: LayerProgress) -> None:
-        """Return when the plain layer lies here and *source* has shown that it may use it."""
+    async def bring(self, source: Source, layer: Layer, lease: Lease, progress: LayerProgress, flow: Flow) -> None:
+        """Return when the plain layer lies here and *source* has shown that it may use it; its bytes are of *flow*."""
         lease.hold(layer.diff_id.hex)
         want = Want(source.registry, source.repository, layer.descriptor.digest, layer.diff_id)
         if self._is_here(want) and await self._may_use(source, layer.descriptor, want):
@@ -135,9 +136,11 @@ class Layers:
         progress.why = "joined" if want in self._flights else "fetched"
         while True:
             joined = want in self._flights
-            progress.transfer = self._transfers.setdefault(want, Transfer(str(want.blob), layer.descriptor.size_bytes))
+            transfer = self._transfers.setdefault(want, Transfer(str(want.blob), layer.descriptor.size_bytes))
+            progress.transfer = transfer
             try:
-                return await self._flights.join(want, lambda: self._fly(source, layer, want, lease))
+                with transfer.payers.shared_by(flow):
+                    return await self._flights.join(want, lambda: self._fly(source, layer, want, lease))
             except (Unauthenticated, Denied):
                 if not joined:
                     raise  # else it was somebody else's credential that was refused
@@ -247,7 +250,9 @@ class Layers:
         def begun() -> None:
             transfer.fetch_start = time.monotonic()
 
-        delivered = await self._network.download(errand.source, errand.descriptor, ingest, begun, errand.avoid)
+        delivered = await self._network.download(
+            errand.source, errand.descriptor, ingest, begun, errand.avoid, transfer.payers
+        )
         transfer.host, transfer.credential = delivered.host, delivered.credential
         transfer.fetch_end = time.monotonic()
         await self._store.disk(ingest.finish)
@@ -337,7 +342,9 @@ class Layers:
     async def _weigh(self, errand: _Errand) -> None:
         scale, transfer, want = Scale(errand.descriptor), errand.transfer, errand.want
         transfer.fetch_start = time.monotonic()
-        delivered = await self._network.download(errand.source, errand.descriptor, scale, lambda: None, errand.avoid)
+        delivered = await self._network.download(
+            errand.source, errand.descriptor, scale, lambda: None, errand.avoid, transfer.payers
+        )
         transfer.host, transfer.credential = delivered.host, delivered.credential
         transfer.fetch_end = transfer.unpack_end = time.monotonic()
         scale.judge(delivered)

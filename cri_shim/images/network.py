@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.client import Client, Delivered, Fetched, Resolved
+    from cri_shim.registry.flow import Payers
     from cri_shim.registry.segments import Sink
     from rootfs.digest import Digest
 
@@ -69,6 +70,7 @@ class Origin(Protocol):
         sink: Sink,
         begun: Callable[[], None],
         avoid: frozenset[str] = frozenset(),
+        payers: Payers | None = None,
     ) -> Delivered:
         """Bring a layer blob into *sink*; nobody has verified it then."""
 
@@ -132,14 +134,18 @@ class Network:
         sink: Sink,
         begun: Callable[[], None],
         avoid: frozenset[str] = frozenset(),
+        payers: Payers | None = None,
     ) -> Delivered:
-        """Bring a layer blob into *sink*, from other hosts than *avoid*. *begun* is called when it is its turn."""
+        """Bring a layer blob into *sink*, from other hosts than *avoid*. *begun* is called when it is its turn.
+
+        Its bytes are paid by *payers*, where there is not enough for everybody.
+        """
         async with self._downloads:
             begun()
             return await in_thread(
                 self._threads.downloads,
                 lambda cancel: self._client.download(
-                    source.reference, descriptor, source.credentials, sink, cancel, avoid=avoid
+                    source.reference, descriptor, source.credentials, sink, cancel, avoid=avoid, payers=payers
                 ),
             )
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+from cri_shim.registry.flow import Flow, Payers
+
 if TYPE_CHECKING:
     from cri_shim.store.ingest import Ingest
     from rootfs.apply import Applied
@@ -40,6 +42,7 @@ class Transfer:
     unpacked_bytes: int = 0
     compression: str = ""
     ingest: Ingest | None = None
+    payers: Payers = field(default_factory=Payers)
 
     def begin(self, ingest: Ingest) -> None:
         """Note that the blob begins to arrive, or goes on to."""
@@ -97,9 +100,11 @@ class PullProgress:
     """One pull. *seconds* is 0 while it runs; *error* is empty unless it failed.
 
     *host* and *credential*, the source of one, tell who gave the manifest to whom; *entered* when each phase began.
+    *flow* is who pays for its bytes.
     """
 
     name: str
+    flow: Flow = field(default_factory=lambda: Flow(""))
     number: int = field(default_factory=count(1).__next__)
     started_ns: int = field(default_factory=time.time_ns)
     begun: float = field(default_factory=time.monotonic)
@@ -138,6 +143,7 @@ class PullProgress:
             "number": self.number,
             "name": self.name,
             "phase": self.phase,
+            "weight": self.flow.weight,
             "image": self.image,
             "error": self.error,
             "host": self.host,

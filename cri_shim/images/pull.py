@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
 
 from cri_shim.errors import (
     Denied,
@@ -33,6 +34,7 @@ from cri_shim.images.shortname import PASSED_OVER, References, bound, none_of, p
 from cri_shim.oci.manifest import Index, pair_layers, parse_config, parse_manifest
 from cri_shim.oci.platforms import INDEX_DEPTH, runs_on, select
 from cri_shim.registry.failure import HostFailed
+from cri_shim.registry.flow import ORDINARY, Flow
 from cri_shim.store.image import LONGEST_CREATED, LONGEST_TEXTS_BYTES, Document, Image, ImageLayer, fitting
 from cri_shim.store.provenance import Delivery
 from rootfs.errors import RootfsError
@@ -141,36 +143,40 @@ class Puller:
         self._openings = Openings(store, settings.stale_seconds)
         self._orders: Rounds[tuple[str, ...], _Order] = Rounds(_PAUSE_SECONDS)
         self._flights: Flights[tuple[str, ...], Image] = Flights(settings.grace_seconds)
+        self._flows: WeakValueDictionary[tuple[str, ...], Flow] = WeakValueDictionary()
         self.running: dict[int, PullProgress] = {}
         self.recent: list[PullProgress] = []
         self.ended: Ended = lambda _progress, _error: None
 
-    async def pull(self, name: str, given: Credential | None) -> Image:
+    async def pull(self, name: str, given: Credential | None, weight: int = ORDINARY) -> Image:
         """Bring the image *name* onto this node, or show that the caller may use the one that is here.
 
-        A short name may mean several (registries.conf): they are tried in turn.
+        A short name may mean several (registries.conf): they are tried in turn. *weight* is how heavily it counts
+        beside other images, as long as this caller waits for it (`registry.flow`).
 
         Raises:
             ShimError, RootfsError: with the name in front of the reason; nothing half was recorded.
         """
         references = self._settings.references(name)
         if len(references) == 1:
-            return await self._pull_one(references[0], bound(given, name, references[0]))
+            return await self._pull_one(references[0], bound(given, name, references[0]), weight)
         tries: list[ShimError] = []
         for reference in references:
             try:
-                return await self._pull_one(reference, bound(given, name, reference))
+                return await self._pull_one(reference, bound(given, name, reference), weight)
             except PASSED_OVER as error:
                 tries.append(error)
         raise none_of(name, tries)
 
-    async def _pull_one(self, reference: Reference, given: Credential | None) -> Image:
+    async def _pull_one(self, reference: Reference, given: Credential | None, weight: int) -> Image:
         prints = () if given is None else (given.server, given.fingerprint(self._settings.fingerprint_key))
         order = await self._orders.join(
             (str(reference), *prints),
             lambda: self._ordered(reference, given),
         )
-        return await self._flights.join(order.flight, lambda: self._recorded(reference, order.credentials))
+        flow = self._flows.setdefault(order.flight, Flow(str(reference)))
+        with flow.claimed(weight):
+            return await self._flights.join(order.flight, lambda: self._recorded(reference, order.credentials, flow))
 
     async def _ordered(self, reference: Reference, given: Credential | None) -> _Order:
         """Put the credentials in order, in a thread: files are read."""
@@ -184,8 +190,8 @@ class Puller:
         """End the pulls that go on although nobody waits for them."""
         await self._flights.close()
 
-    async def _recorded(self, reference: Reference, credentials: tuple[Credential, ...]) -> Image:
-        progress = PullProgress(str(reference))
+    async def _recorded(self, reference: Reference, credentials: tuple[Credential, ...], flow: Flow) -> Image:
+        progress = PullProgress(str(reference), flow)
         self.running[id(progress)] = progress
         try:
             with _within(f"pull {reference}"):
@@ -363,7 +369,7 @@ class Puller:
         async def bring(layer: Layer) -> None:
             with _within(f"layer {layer.descriptor.digest}"):
                 async with at_once:
-                    await self._layers.bring(found.source, layer, lease, rows[layer])
+                    await self._layers.bring(found.source, layer, lease, rows[layer], progress.flow)
 
         await all_of(bring(layer) for layer in largest_first)
 

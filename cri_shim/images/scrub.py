@@ -18,6 +18,7 @@ from cri_shim.errors import InvalidRequest, ShimError
 from cri_shim.images.examine import Manner
 from cri_shim.images.report import Report
 from cri_shim.images.survey import Survey
+from cri_shim.registry.flow import LIGHTEST
 from cri_shim.store.image import record_of
 from cri_shim.store.store import run_job
 from rootfs.commit import ASIDE
@@ -63,7 +64,8 @@ class Scrub:
 
     def pulls_with(self, puller: Puller) -> None:
         """Repair with pulls by *puller*, and give way to its pulls."""
-        self._pull, self._busy = puller.pull, lambda: bool(puller.running)
+        self._busy = lambda: bool(puller.running)
+        self._pull = lambda name, given: puller.pull(name, given, LIGHTEST)  # nobody waits for it
 
     def begin(self, *, content: bool, repair: bool) -> Report:
         """Begin to look at everything, as fast as it goes, unless a look is under way; return what it finds.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cri_shim.errors import InvalidReference, InvalidRequest, StoreDamaged
 from cri_shim.images.prune import Prune, freed_bytes
 from cri_shim.images.shortname import References, plainly
+from cri_shim.registry.flow import ORDINARY
 from cri_shim.store.image import Usage
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class Images:
         self._puller = puller
         self._layers = layers
 
-    async def pull(self, name: str, given: Credential | None) -> Image:
-        """Bring the image *name* here and return it.
+    async def pull(self, name: str, given: Credential | None, weight: int = ORDINARY) -> Image:
+        """Bring the image *name* here and return it; *weight* is how heavily it counts beside others meanwhile.
 
         Raises:
             InvalidRequest: no image is named.
@@ -81,7 +82,7 @@ class Images:
         """
         if not name.strip():
             raise InvalidRequest("no image is named")
-        return await self._puller.pull(name, given)
+        return await self._puller.pull(name, given, weight)
 
     async def take(self, path: str, *, where: str, name: str, tag: str) -> tuple[tuple[str, Image], ...]:
         """Import what lies at *path* (`importing.Importer.bring`) and return each name with its image.

@@ -4,7 +4,7 @@ A flow is one image, however many layers and connections it has, so that no imag
 layer for which several images wait is paid by the heaviest of them, for as long as that one waits: what a system pod
 needs is not held up because somebody else began to fetch it.
 
-All this changes on the event loop and are read by the threads that transfer; each read is of one value.
+All this changes on the event loop and is read by the threads that transfer; each read is of one value.
 """
 
 from __future__ import annotations
@@ -48,25 +48,27 @@ class Flow:
 
 
 class Payers:
-    """The images that wait for one layer."""
+    """The images that wait for one layer. When none does, whoever was the last still pays for what comes after."""
 
-    __slots__ = ("_flows",)
+    __slots__ = ("_last", "_waiting")
 
-    def __init__(self, *flows: Flow) -> None:
-        self._flows = flows or (Flow(""),)
+    def __init__(self, last: Flow | None = None) -> None:
+        self._last = last or Flow("")
+        self._waiting: tuple[Flow, ...] = ()
 
     @contextmanager
     def shared_by(self, flow: Flow) -> Iterator[None]:
-        """While inside, *flow* waits for the layer too. The last one to leave still pays for what comes after."""
-        self._flows = (*self._flows, flow)
+        """While inside, *flow* waits for the layer."""
+        self._last = flow
+        self._waiting = (*self._waiting, flow)
         try:
             yield
         finally:
-            rest = list(self._flows)
+            rest = list(self._waiting)
             rest.remove(flow)
-            self._flows = tuple(rest) or (flow,)
+            self._last, self._waiting = flow, tuple(rest)
 
     @property
     def heaviest(self) -> Flow:
         """The one that pays, of several the first."""
-        return max(self._flows, key=lambda flow: flow.weight)
+        return max(self._waiting, key=lambda flow: flow.weight, default=self._last)

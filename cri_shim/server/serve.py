@@ -41,6 +41,7 @@ from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
 from cri_shim.server.metricspage import metrics_page
+from cri_shim.server.priority import Weights
 from cri_shim.server.privileges import without_privileges
 from cri_shim.server.prunepage import prune_page
 from cri_shim.server.reload import Reload
@@ -244,7 +245,12 @@ async def _while(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _listening(config: Config, listen: Path, images: Images, gate: Gate, health: Health) -> AsyncIterator[None]:
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
-    node = Node(Spelling(config.runtime, pinned_of(config)), config.root, frozenset(config.runtime_handlers))
+    node = Node(
+        Spelling(config.runtime, pinned_of(config)),
+        config.root,
+        frozenset(config.runtime_handlers),
+        Weights(frozenset(config.system_namespaces), config.system_weight, config.weight_annotation),
+    )
     services = (ImageService(images, node, gate), RuntimeService(images, gate), health)
     server.add_generic_rpc_handlers(tuple(methods_of(service) for service in services))
     try:

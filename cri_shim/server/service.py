@@ -21,6 +21,7 @@ from cri_shim.server import convert
 from cri_shim.server.describe import shown
 from cri_shim.server.info import info_of, pull_info
 from cri_shim.server.listing import Listing
+from cri_shim.server.priority import ALIKE, Weights
 from cri_shim.server.rpc import rpc, rpc_stream, timed_rpc
 from cri_shim.store.image import Usage
 from cri_shim.version import VERSION
@@ -52,12 +53,13 @@ _ANSWER_SECONDS = 0.5
 class Node:
     """What clients are told about this node: how ids are spelled, where images lie, which runtime handlers there are.
 
-    Without *handlers* every handler is taken for known.
+    Without *handlers* every handler is taken for known. *weights* tells how heavily a pull counts.
     """
 
     spelling: Spelling
     mountpoint: str
     handlers: frozenset[str] = frozenset()
+    weights: Weights = ALIKE
 
 
 class ImageService(api_pb2_grpc.ImageServiceServicer):
@@ -118,7 +120,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
             log.info(f'PullImage "{shown(name)}"')
         self._pulling[name] += 1
         try:
-            image = await self._images.pull(name, given)
+            image = await self._images.pull(name, given, self._node.weights.of(request.sandbox_config))
         finally:
             self._pulling[name] -= 1
             if not self._pulling[name]:

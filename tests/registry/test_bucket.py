@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cri_shim.errors import Cancelled
 from cri_shim.registry.bucket import LARGEST_PORTION_BYTES, TAGS, Bucket, Portions, burst_bytes
 from cri_shim.registry.cancel import Cancel
-from cri_shim.registry.flow import HEAVIEST, LIGHTEST, Flow, Payers
+from cri_shim.registry.flow import HEAVIEST, LIGHTEST, ORDINARY, Flow, Payers
 
 MIB = 1 << 20
 
@@ -177,14 +177,14 @@ def test_of_many_flows_only_those_that_matter_are_remembered(pause):
         assert len(portions._tags) <= TAGS
 
 
-def test_a_layer_is_paid_by_the_heaviest_that_waits_for_it():
-    light, heavy = Flow("light", 50), Flow("heavy", 400)
-    payers = Payers()
+def test_a_layer_is_paid_by_the_heaviest_that_waits_for_it_then_by_the_last_that_did():
+    light, heavy, payers = Flow("light", 50), Flow("heavy", 400), Payers()
+    assert payers.heaviest.weight == ORDINARY
     with payers.shared_by(light):
-        assert payers.heaviest.name == ""
-    payers = Payers(light)
-    with payers.shared_by(heavy):
-        assert payers.heaviest is heavy
+        assert payers.heaviest is light
+        with payers.shared_by(heavy), payers.shared_by(light):
+            assert payers.heaviest is heavy
+        assert payers.heaviest is light
     assert payers.heaviest is light
 
 

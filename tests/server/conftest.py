@@ -13,6 +13,7 @@ import pytest
 from cri_shim.pb import api_pb2_grpc
 from cri_shim.server.convert import Spelling
 from cri_shim.server.methods import methods_of
+from cri_shim.server.priority import ALIKE
 from cri_shim.server.rpc import Gate
 from cri_shim.server.serve import OPTIONS
 from cri_shim.server.service import ImageService, Node, RuntimeService
@@ -62,6 +63,7 @@ class FakeImages:
         self.pulls_as: Image | Exception | asyncio.Event | None = None
         self.pulled: list = []
         self.given: list = []
+        self.weights: list = []
         self.removed: list = []
         self.running: dict = {}
         self.broken = False
@@ -69,8 +71,9 @@ class FakeImages:
         self._listed: tuple = ()
         self.scrub = FakeScrub()
 
-    async def pull(self, name, given):
+    async def pull(self, name, given, weight):
         self.pulled.append(name)
+        self.weights.append(weight)
         self.given.append(given)
         outcome = self.pulls_as
         if isinstance(outcome, asyncio.Event):
@@ -131,11 +134,11 @@ class FakeImages:
 
 
 @asynccontextmanager
-async def served(path, images, *, runtime="none", pinned=(), handlers=()):
+async def served(path, images, *, runtime="none", pinned=(), handlers=(), weights=ALIKE):
     """A server on a socket at *path*: its gate, and the stubs of both services."""
     gate = Gate()
     server = grpc.aio.server(options=OPTIONS)
-    node = Node(Spelling(runtime, pinned), "/var/lib/cri-shim", frozenset(handlers))
+    node = Node(Spelling(runtime, pinned), "/var/lib/cri-shim", frozenset(handlers), weights)
     services = (ImageService(images, node, gate), RuntimeService(images, gate))
     server.add_generic_rpc_handlers(tuple(map(methods_of, services)))
     server.add_insecure_port(f"unix:{path}")
