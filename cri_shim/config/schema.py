@@ -188,7 +188,9 @@ class Config:
         16 << 30, "How much of layers that did not arrive whole is kept for the next pull to go on with; 0: nothing."
     )
     partial_seconds: Staleness = _key(86_400, "How long it is kept.")
-    max_downloads: AtMost1000 = _key(8, "Layers that are downloaded at once, in all.")
+    max_downloads: AtMost1000 = _key(
+        8, "Layers that are downloaded at once, in all; the last place is for an image without one."
+    )
     max_downloads_per_image: AtMost1000 = _key(6, "Layers of one image that are downloaded at once.")
     connections_per_layer: AtMost1000 = _key(
         6,

@@ -9,7 +9,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from cri_shim.images.turns import Turns
 from cri_shim.registry.cancel import Cancel
+from cri_shim.registry.flow import Payers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from cri_shim.oci.manifest import Descriptor, Layer
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.client import Client, Delivered, Fetched, Resolved
-    from cri_shim.registry.flow import Payers
     from cri_shim.registry.segments import Sink
     from rootfs.digest import Digest
 
@@ -99,7 +100,7 @@ class Network:
     def __init__(self, client: Client, threads: Threads, downloads_at_once: int) -> None:
         self._client = client
         self._threads = threads
-        self._downloads = asyncio.Semaphore(downloads_at_once)
+        self._turns = Turns(downloads_at_once)
 
     async def resolve(self, reference: Reference, credentials: Sequence[Credential]) -> Resolved:
         """Ask by HEAD what *reference* stands for."""
@@ -140,7 +141,8 @@ class Network:
 
         Its bytes are paid by *payers*, where there is not enough for everybody.
         """
-        async with self._downloads:
+        payers = payers or Payers()
+        async with self._turns.turn(payers):
             begun()
             return await in_thread(
                 self._threads.downloads,
