@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_SECONDS = 3600.0
 _CONTAINERD = "containerd:"
+_STORAGE = "containers-storage:"
 _SPOOL = "/var/tmp"  # noqa: S108 (a file without a name)
 
 
@@ -34,7 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="an OCI layout, an archive of one, what docker save wrote (both also as .gz or .zst), - or containerd:",
+        help="an OCI layout, an archive of one, what docker save wrote (both also as .gz or .zst), -, containerd: or "
+        "containers-storage:[GRAPHROOT]",
     )
     parser.add_argument("--image", default="", metavar="TAG", help="which image of it; all of them without")
     parser.add_argument("--name", default="", metavar="NAME", help="the name that the image is to have")
@@ -45,13 +47,14 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Ask the daemon, and print each name with the id of its image."""
     config = load_settings(options, environ).config
     admin = Path(config.state) / "admin.sock"
-    if options.source == _CONTAINERD:
-        answer = ask(admin, f"/import?path={_CONTAINERD}", _PATIENCE_SECONDS)
+    if options.source == _CONTAINERD or options.source.startswith(_STORAGE):
+        answer = ask(admin, _query(options, options.source), _PATIENCE_SECONDS)
     else:
         with _opened(options.source) as descriptor:
             # The daemon has no capability, so it may look only into a process that has none either.
             keep_only(0)
-            answer = ask(admin, _page(options, descriptor), _PATIENCE_SECONDS)
+            # It may see other directories than we do; what is open here it can open too.
+            answer = ask(admin, _query(options, f"/proc/{os.getpid()}/fd/{descriptor}"), _PATIENCE_SECONDS)
     for image in answer["images"]:
         print(f"{image['name']} {image['id']}")
     if "files" in answer:
@@ -74,14 +77,8 @@ def _files(found: Mapping[str, Any]) -> str:
     return f"{said} ({whys})" if whys else said
 
 
-def _page(options: argparse.Namespace, descriptor: int) -> str:
-    """The daemon may see other directories than we do; what is open here it can open too."""
-    query = {
-        "path": f"/proc/{os.getpid()}/fd/{descriptor}",
-        "where": options.source,
-        "name": options.name,
-        "image": options.image,
-    }
+def _query(options: argparse.Namespace, path: str) -> str:
+    query = {"path": path, "where": options.source, "name": options.name, "image": options.image}
     return f"/import?{urllib.parse.urlencode(query)}"
 
 

@@ -316,8 +316,8 @@ class Config:
     )
     adopt: bool = _key(
         False,
-        "When there is no image here yet, take over those that containerd has pulled itself, from its content store;\n"
-        "what was begun goes on at the next start.",
+        "When there is no image here yet, take over those that the runtime has pulled itself: containerd's, from its\n"
+        "content store, or CRI-O's, from containers_storage_roots. What was begun goes on at the next start.",
     )
     prepull: PrepullConfig = field(default_factory=PrepullConfig)
     check: CheckConfig = field(default_factory=CheckConfig)

@@ -72,7 +72,8 @@ class Carried:
     async def has_blob(self, source: Source, descriptor: Descriptor) -> bool:
         """Tell whether the archive has a blob."""
         del source
-        return await self._ask(lambda: self._find(descriptor.digest) is not None)
+        stands = self.standing is not None and self.standing.has_tar(descriptor.digest)
+        return stands or await self._ask(lambda: self._find(descriptor.digest) is not None)
 
     async def download(
         self,
@@ -93,12 +94,15 @@ class Carried:
         del source, avoid
         return False
 
-    async def expect(self, layers: tuple[Layer, ...]) -> None:
+    async def expect(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         """Look for *layers* where they may stand unpacked."""
-        if self.standing is not None:
-            await self.standing.expect(layers)
+        return layers if self.standing is None else await self.standing.expect(layers)
 
     def _copy(self, descriptor: Descriptor, sink: Sink, cancel: Cancel) -> Delivered:
+        if self.standing is not None and self.standing.has_tar(descriptor.digest):
+            sink.restart()
+            self.standing.assemble(descriptor.digest, sink, cancel)
+            return Delivered(self._where, descriptor.size_bytes, (self._where,))
         part = self._find(descriptor.digest)
         if part is None or isinstance(part, bytes):
             raise NotFound(f"{self._where} does not have the blob {descriptor.digest}")

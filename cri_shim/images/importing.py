@@ -48,10 +48,17 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """The ways in beside pulls: archives, and what the runtime has pulled itself where it can be asked for that."""
+    """The ways in beside pulls: archives, and what others on this node have pulled.
+
+    *adopt* takes over what the runtime has pulled itself, where it can be asked for that; *containerd* the same of
+    containerd alone. *storage* takes images out of a graph root of containers-storage, "" for the configured ones, by
+    name and tag as `offers.chosen` has them.
+    """
 
     importer: Importer
     adopt: Callable[[], Awaitable[Taken]] | None = None
+    containerd: Callable[[], Awaitable[Taken]] | None = None
+    storage: Callable[[str, str, str], Awaitable[Taken]] | None = None
 
 
 class Importer:
@@ -96,11 +103,13 @@ class Importer:
         finally:
             files.close()
 
-    async def take(self, path: str, reference: Reference, offer: Offer, where: str, find: Find, tally: Tally) -> Image:
-        """Import the one image *offer*, whose blobs lie at *path*, as *reference*.
+    async def take(
+        self, opening: Callable[[], Files], reference: Reference, offer: Offer, where: str, find: Find, tally: Tally
+    ) -> Image:
+        """Import the one image *offer* as *reference*.
 
         Args:
-            path: of an OCI layout.
+            opening: opens the files that have its blobs; in a thread.
             reference: its name.
             offer: the image.
             where: what messages call the store that has it.
@@ -111,7 +120,7 @@ class Importer:
             ShimError, RootfsError: what is wrong.
         """
         standing = Standing(self._store.helper, find, tally)
-        files = await in_thread(self._threads.downloads, lambda _: open_files(path))
+        files = await in_thread(self._threads.downloads, lambda _: opening())
         try:
             return await self._pulled(files, reference, offer, where, standing)
         finally:

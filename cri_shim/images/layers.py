@@ -311,8 +311,8 @@ class Layers:
     async def _share(self, errand: _Errand, staging: str) -> None:
         """Let what was unpacked share its files with the same layer in another store, if it stands there."""
         standing = self._network.standing
-        if standing is None:
-            return
+        if standing is None or self._store.has_layer(errand.want.diff_id.hex):
+            return  # of a layer that is here what was unpacked is only looked at
         tree = await self._store.made(lambda: standing.open_tree(errand.want.diff_id), _closed)
         if tree < 0:
             return

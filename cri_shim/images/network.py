@@ -78,8 +78,8 @@ class Origin(Protocol):
     async def has_others(self, source: Source, avoid: frozenset[str]) -> bool:
         """Tell whether somebody else than *avoid* may have blobs of *source*."""
 
-    async def expect(self, layers: tuple[Layer, ...]) -> None:
-        """Hear which layers of an image are wanted, bottom first."""
+    async def expect(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Hear which layers of an image are wanted, bottom first; return them as the blobs that they come in."""
 
     @property
     def standing(self) -> Standing | None:
@@ -155,8 +155,9 @@ class Network:
         """Tell whether another host than *avoid* may be asked for blobs of *source*."""
         return await self._ask(lambda _: self._client.hosts_for_blobs(source.reference, avoid) > 0)
 
-    async def expect(self, layers: tuple[Layer, ...]) -> None:
-        """Do nothing: a registry is asked blob by blob."""
+    async def expect(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Return them as the manifest has them: a registry is asked blob by blob."""
+        return layers
 
     @property
     def standing(self) -> Standing | None:

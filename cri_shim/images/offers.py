@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from cri_shim.errors import ContentRejected, InvalidReference, InvalidRequest, LimitExceeded
 from cri_shim.oci import media
@@ -31,6 +31,7 @@ MOST_IMAGES: Final = 100
 _REF_NAME: Final = "org.opencontainers.image.ref.name"
 _FULL_NAME: Final = "io.containerd.image.name"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_TAGS_TOLD: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,22 @@ def offers_of(files: Files, most_layers: int = MOST_LAYERS) -> tuple[Offer, ...]
     return found
 
 
-def chosen(offers: tuple[Offer, ...], name: str, tag: str) -> tuple[tuple[Reference, Offer], ...]:
+class Named(Protocol):
+    """An image that is called *names*, and *tag* by whatever has it."""
+
+    @property
+    def names(self) -> tuple[Reference, ...]:
+        """Its names."""
+
+    @property
+    def tag(self) -> str:
+        """What else it is called, "" for nothing."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+def chosen(offers: tuple[N, ...], name: str, tag: str) -> tuple[tuple[Reference, N], ...]:
     """Return which images are to be imported under which names.
 
     Args:
@@ -77,7 +93,7 @@ def chosen(offers: tuple[Offer, ...], name: str, tag: str) -> tuple[tuple[Refere
     """
     wanted = [offer for offer in offers if not tag or tag == offer.tag or tag in map(str, offer.names)]
     if not wanted:
-        called = ", ".join(sorted(filter(None, (offer.tag for offer in offers)))) or "nothing"
+        called = _listed(sorted(filter(None, (offer.tag for offer in offers))))
         raise InvalidRequest(f"there is no image {tag!a} in it; it has {called}")
     if name:
         if len(wanted) > 1:
@@ -87,6 +103,11 @@ def chosen(offers: tuple[Offer, ...], name: str, tag: str) -> tuple[tuple[Refere
     if not named:
         raise InvalidRequest("it says no name for its image: give one with --name")
     return named
+
+
+def _listed(tags: list[str]) -> str:
+    more = f", and {len(tags) - _TAGS_TOLD} more" if len(tags) > _TAGS_TOLD else ""
+    return ", ".join(tags[:_TAGS_TOLD]) + more or "nothing"
 
 
 def _decoded(part: Part, what: str) -> object:

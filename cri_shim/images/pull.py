@@ -240,6 +240,7 @@ class Puller:
             return present
         async with self._store.lease() as lease:
             found = await self._find(reference, credentials, lease)
+            found = replace(found, layers=await self._network.expect(found.layers))
             progress.host, progress.credential = found.host, found.source.credentials[0].source
             progress.enter("layers")
             await self._bring(found, lease, progress)
@@ -360,7 +361,6 @@ class Puller:
 
     async def _bring(self, found: _Found, lease: Lease, progress: PullProgress) -> None:
         at_once = asyncio.Semaphore(self._settings.downloads_per_image)
-        await self._network.expect(found.layers)
         distinct = {layer.descriptor.digest: layer for layer in found.layers}
         largest_first = sorted(distinct.values(), key=lambda layer: -layer.descriptor.size_bytes)
         rows = {layer: _row(layer) for layer in largest_first}

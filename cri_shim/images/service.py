@@ -95,15 +95,39 @@ class Images:
         return await self._intake.importer.bring(path, where=where, name=name, tag=tag)
 
     async def adopt(self) -> Taken:
-        """Take over the images that the runtime has pulled itself; see `handoff.containerd.adopt`.
+        """Take over the images that the runtime has pulled itself; see `handoff.containerd.adopt` and `graphimport`.
 
         Raises:
             InvalidRequest: there is no runtime whose images could be taken over.
             ShimError, RootfsError: it cannot be asked.
         """
         if self._intake is None or self._intake.adopt is None:
-            raise InvalidRequest('images are taken over from containerd only: this needs runtime = "containerd"')
+            raise InvalidRequest(
+                'there is no runtime to take images over from: this needs runtime = "containerd" or "cri-o"'
+            )
         return await self._intake.adopt()
+
+    async def take_containerd(self) -> Taken:
+        """Take over the images that containerd has pulled itself; see `handoff.containerd.adopt`.
+
+        Raises:
+            InvalidRequest: it is given no images by us.
+            ShimError, RootfsError: it cannot be asked.
+        """
+        if self._intake is None or self._intake.containerd is None:
+            raise InvalidRequest('this needs runtime = "containerd"')
+        return await self._intake.containerd()
+
+    async def take_storage(self, root: str, *, name: str, tag: str) -> Taken:
+        """Import images that CRI-O or podman has in the graph root *root*, "" for the configured ones.
+
+        Raises:
+            InvalidRequest: there is none, or it has no such image.
+            ShimError, RootfsError: it cannot be read.
+        """
+        if self._intake is None or self._intake.storage is None:
+            raise InvalidRequest("nothing can be imported here")
+        return await self._intake.storage(root, name, tag)
 
     async def close(self) -> None:
         """End what goes on although no caller waits for it."""

@@ -23,7 +23,7 @@ from cri_shim.images import network
 from cri_shim.images.examine import Examiner
 from cri_shim.images.explain import Explainer, View
 from cri_shim.images.forms import Forms
-from cri_shim.images.importing import Importer, Intake
+from cri_shim.images.importing import Importer
 from cri_shim.images.layers import Layers, Unpacking
 from cri_shim.images.network import Network
 from cri_shim.images.publishing import Publishing
@@ -32,7 +32,7 @@ from cri_shim.images.scrub import Scrub
 from cri_shim.images.service import Images
 from cri_shim.registry.client import Client
 from cri_shim.server.counting import count_pull, count_request
-from cri_shim.server.give import adoption_from, handoffs_of
+from cri_shim.server.give import handoffs_of, intake_of
 from cri_shim.server.privileges import ending_with, options_of, told
 from cri_shim.server.reach import Reach, hosts_of, must_be_right, terms_of, transport_of
 from cri_shim.store import store
@@ -166,7 +166,7 @@ def _images(
     puller = Puller(opened, reached, layers, forms, scrub.publish, settings)
     scrub.pulls_with(puller)
     importer = Importer(opened, threads, layers, forms, scrub.publish, settings)
-    intake = Intake(importer, adoption_from(handoffs, importer, publishing))
+    intake = intake_of(config, opened, handoffs, importer, publishing)
     explainer = Explainer(opened.catalog, reach.client, view)
     return Images(opened, puller, layers, explainer, publishing, reach.hosts.references, intake, scrub=scrub)
 

@@ -9,14 +9,16 @@ from cri_shim.executor import DaemonExecutor
 from cri_shim.handoff.containerd.adopt import Adoption
 from cri_shim.handoff.containerd.handoff import Containerd
 from cri_shim.handoff.containers_storage import ContainersStorage, Settings
+from cri_shim.handoff.graphimport import GraphImport
 from cri_shim.handoff.mounts import Mounts
+from cri_shim.images.importing import Intake
 from cri_shim.server.endpoint import path_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
     from cri_shim.config.schema import Config, HandOffName
-    from cri_shim.images.importing import Importer, Taken
+    from cri_shim.images.importing import Importer
     from cri_shim.images.publishing import HandOff, LayerUser, Publishing
     from cri_shim.store.store import Store
 
@@ -57,12 +59,16 @@ def handoffs_of(config: Config, store: Store) -> tuple[tuple[HandOff, ...], tupl
     return tuple(made.values()), (Mounts(store.layout, store.disk),)
 
 
-def adoption_from(
-    handoffs: Iterable[HandOff], importer: Importer, publishing: Publishing
-) -> Callable[[], Awaitable[Taken]] | None:
-    """Return how images are taken over from the runtime, None where there is none to take them from."""
-    found = next((one for one in handoffs if isinstance(one, Containerd)), None)
-    return Adoption(found, importer, publishing).run if found is not None else None
+def intake_of(
+    config: Config, store: Store, handoffs: Iterable[HandOff], importer: Importer, publishing: Publishing
+) -> Intake:
+    """Return the ways in beside pulls; images are taken over from the runtime where there is one to take them from."""
+    roots = tuple(map(Path, config.containers_storage_roots))
+    storage = GraphImport(store, importer, roots, DaemonExecutor("graph-root", 1)).run
+    containerd = next(
+        (Adoption(one, importer, publishing).run for one in handoffs if isinstance(one, Containerd)), None
+    )
+    return Intake(importer, storage if config.runtime == "cri-o" else containerd, containerd, storage)
 
 
 def names_of(config: Config) -> frozenset[HandOffName]:

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from cri_shim.images.service import Images
 
 
-ADOPT: Final = "containerd:"
-"""In the place of a path: what the runtime has pulled itself."""
+CONTAINERD: Final = "containerd:"
+"""In the place of a path: what containerd has pulled itself."""
+
+STORAGE: Final = "containers-storage:"
+"""Before a path: the graph root of CRI-O or podman; without one, those of the configuration."""
 
 
 async def import_page(images: Images, query: Mapping[str, str]) -> dict[str, object]:
@@ -25,13 +28,20 @@ async def import_page(images: Images, query: Mapping[str, str]) -> dict[str, obj
         ShimError, RootfsError: what is wrong with what lies there.
     """
     path = query.get("path", "")
-    if path == ADOPT:
-        return _adopted(await images.adopt())
+    if path == CONTAINERD:
+        return _adopted(await images.take_containerd())
+    name, tag = query.get("name", ""), query.get("image", "")
+    if path.startswith(STORAGE):
+        root = path.removeprefix(STORAGE)
+        return _adopted(await images.take_storage(_absolute(root) if root else "", name=name, tag=tag))
+    taken = await images.take(_absolute(path), where=query.get("where") or path, name=name, tag=tag)
+    return {"images": [{"name": name, "id": str(image.id)} for name, image in taken]}
+
+
+def _absolute(path: str) -> str:
     if not path.startswith("/") or "\0" in path:
         raise InvalidRequest("an absolute path is needed")
-    where = query.get("where") or path
-    taken = await images.take(path, where=where, name=query.get("name", ""), tag=query.get("image", ""))
-    return {"images": [{"name": name, "id": str(image.id)} for name, image in taken]}
+    return path
 
 
 def _adopted(taken: Taken) -> dict[str, object]:

@@ -120,6 +120,15 @@ def compress(data: bytes, compression: str) -> bytes:
     return data
 
 
+def plain(layer: FakeLayer) -> bytes:
+    """The tar of *layer*."""
+    if layer.compression == "gzip":
+        return gzip.decompress(layer.blob)
+    if layer.compression == "zstd":
+        return zstandard.ZstdDecompressor().decompress(layer.blob)
+    return layer.blob
+
+
 @dataclass(frozen=True)
 class FakeLayer:
     blob: bytes

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidReference, NotFound, ShimError
+from cri_shim.images.archive import open_files
 from cri_shim.images.importing import Adopted, Taken
 from cri_shim.images.offers import Offer
 from cri_shim.images.standing import Tally
@@ -76,7 +77,7 @@ class Adoption:
     async def _take(self, reference: Reference, offer: Offer, tally: Tally) -> Adopted:
         content, find = self._containerd.content, self._containerd.trees
         try:
-            image = await self._importer.take(content, reference, offer, _WHERE, find, tally)
+            image = await self._importer.take(lambda: open_files(content), reference, offer, _WHERE, find, tally)
         except NotFound as error:
             return _left(reference, f"{error}; {_DISCARDED}")
         except (ShimError, RootfsError) as error:
