@@ -118,6 +118,7 @@ def _attempts(session: Asker, job: _Job, segment: Segment) -> None:
     try:
         _attempt(session, job, segment)
     except HostFailed as failure:
+        session.pace.heard(job.host, failure)
         job.workers.failed()
         job.failures += 1
         job.failures_in_a_row = 0 if segment.first - before >= PROGRESS_BYTES else job.failures_in_a_row + 1

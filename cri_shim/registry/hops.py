@@ -9,6 +9,8 @@ from cri_shim.registry.failure import HostFailed, Refused
 from cri_shim.registry.policy import REDIRECTS, redirect_target, rule_towards
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cri_shim.registry.cancel import Cancel
     from cri_shim.registry.reply import Headers, Reply
     from cri_shim.registry.transport import Request, Transport
@@ -31,11 +33,13 @@ class Landed:
     abroad: bool
 
 
-def follow(transport: Transport, request: Request, cancel: Cancel) -> Landed:
-    """Send a GET or HEAD and follow where it is sent.
+def follow(
+    transport: Transport, request: Request, cancel: Cancel, await_turn: Callable[[str], None] = lambda _: None
+) -> Landed:
+    """Send a GET or HEAD and follow where it is sent; *await_turn* waits until a host (`host[:port]`) may be asked.
 
     Raises:
-        HostFailed: As `Transport.open`, or a redirect that is not followed.
+        HostFailed: As `Transport.open`, or a redirect that is not followed; as *await_turn*.
         Cancelled: Meanwhile.
     """
     first = reply = transport.open(request, cancel)
@@ -54,6 +58,7 @@ def follow(transport: Transport, request: Request, cancel: Cancel) -> Landed:
             tls=request.tls.elsewhere() if abroad else request.tls,
             rule=rule_towards(request.url, first.peer, request.rule, target),
         )
+        await_turn(target.authority)
         reply = transport.open(current, cancel)
     if reply.status not in FOLLOWED:
         return Landed(reply, abroad)

@@ -90,6 +90,7 @@ class Pace:
             try:
                 return act()
             except HostFailed as failure:
+                self.heard(host, failure)
                 if not failure.again or attempt + 1 == attempts:
                     raise
                 self.rest(host, failure, attempt, cancel, most_seconds)
@@ -102,13 +103,17 @@ class Pace:
             HostFailed: That takes longer than *most_seconds*, or than the pull may.
         """
         cancel.check()
-        with self._lock:
-            seconds = self._until.get(host, 0.0) - self._clock()
-        if seconds > 0:
+        # Whoever had asked before may hear only now that it is to be left alone for longer.
+        while (seconds := self._closed_seconds(host)) > 0:
             if _too_long(seconds, cancel, most_seconds):
                 raise HostFailed(f"{host} asked to be left alone for longer than can be waited for it", "status")
             # Those who wait for one host do not all come back in the same instant.
             self._sleep(seconds + min(1.0, seconds / 10) * self._chance(), cancel)
+
+    def heard(self, host: str, failure: HostFailed) -> None:
+        """Have everyone leave *host* alone for as long as it asked in *failure*, whatever becomes of who heard it."""
+        if failure.busy and failure.after_seconds:
+            self._hold(host, failure.after_seconds)
 
     def rest(
         self, host: str, failure: HostFailed, attempt: int, cancel: Cancel, most_seconds: float | None = None
@@ -131,6 +136,10 @@ class Pace:
     def hold(self, host: str, failure: HostFailed) -> None:
         """Have everyone leave *host* alone after a *failure* that says that it is busy; nobody waits here."""
         self._hold(host, failure.after_seconds or pause_seconds(0, self._chance()))
+
+    def _closed_seconds(self, host: str) -> float:
+        with self._lock:
+            return self._until.get(host, 0.0) - self._clock()
 
     def _hold(self, host: str, seconds: float) -> None:
         with self._lock:

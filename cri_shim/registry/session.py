@@ -195,7 +195,10 @@ class Session:
             reply.discard()
             where = f"{self.host.name} sent us to {reply.url.authority}"
             raise RefusedAbroad(f"{where}, which answered {reply.status}; credentials are not shown there")
-        raise refusal(reply, f"{method} {path}", self.credential, self._hidden(), self.pace.wall())
+        error = refusal(reply, f"{method} {path}", self.credential, self._hidden(), self.pace.wall())
+        if isinstance(error, HostFailed):
+            self.pace.heard(reply.url.authority, error)  # it may be another host than the one that was asked
+        raise error
 
     def _authenticated(self, method: str, path: str, headers: Headers) -> Landed:
         """Send the request as what is known has it, and once more as a 401 has it."""
@@ -314,7 +317,12 @@ class Session:
         return landed
 
     def _follow(self, request: Request) -> Landed:
-        return follow(self._means.transport, request, self.cancel)
+        # That the host may be asked was found before a token was fetched, or https tried.
+        self._await_turn(self.host.name)
+        return follow(self._means.transport, request, self.cancel, self._await_turn)
+
+    def _await_turn(self, name: str) -> None:
+        self.pace.await_turn(name, self.cancel, self.most_seconds)
 
     def _hidden(self) -> tuple[str, ...]:
         token = (self._token.value,) if self._token is not None else ()

@@ -92,6 +92,45 @@ def test_hosts_are_forgotten():
     assert len(pace._until) == 1024
 
 
+def test_who_waits_for_a_host_waits_on_when_it_is_closed_for_longer_meanwhile():
+    now, slept = [100.0], []
+
+    def sleep(seconds, cancel):
+        slept.append(seconds)
+        now[0] += seconds
+        if len(slept) == 1:  # somebody who had asked before hears only now
+            pace.hold("host", HostFailed("busy", busy=True, after_seconds=7.0))
+
+    pace = Pace(clock=lambda: now[0], sleep=sleep, chance=lambda: 0.0)
+    pace.hold("host", HostFailed("busy", busy=True, after_seconds=5.0))
+    pace.await_turn("host", Cancel())
+    assert slept == [5.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("failure", "seconds"),
+    [
+        (HostFailed("busy", again=True, busy=True, after_seconds=30), 30.0),
+        (HostFailed("busy", again=True, busy=True), 0.0),
+        (HostFailed("slow down", again=True, after_seconds=30), 0.0),
+    ],
+)
+def test_what_a_host_asked_for_holds_also_when_who_heard_it_gives_up(failure, seconds):
+    slept = []
+
+    def act():
+        raise failure
+
+    pace = Pace(
+        clock=lambda: 100.0 + sum(slept), sleep=lambda seconds, cancel: slept.append(seconds), chance=lambda: 0.0
+    )
+    with pytest.raises(HostFailed):
+        pace.patiently("host", Cancel(), act, attempts=1)
+    assert slept == []
+    pace.await_turn("host", Cancel())
+    assert sum(slept) == seconds
+
+
 # Cancel
 
 
