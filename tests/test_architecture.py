@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "pb": set(),
     "table": set(),
     "metrics": set(),
+    "waterfall": {"table"},
     "config": {"errors"},
     "oci": {"rootfs", "errors"},
     "host": {"oci"},
@@ -38,10 +39,10 @@ ARROWS: dict[str, set[str]] = {
         *("rootfs", "errors", "version", "executor", "log", "pb", "config", "oci", "host"),
         *("auth", "registry", "store", "images", "handoff", "metrics"),
     },
-    "demo": {"errors", "version", "pb", "table"},
+    "demo": {"errors", "version", "pb", "table", "waterfall"},
     "cli": {
         *("rootfs", "errors", "version", "log", "pb", "table", "metrics", "config", "store", "handoff", "server"),
-        "demo",
+        *("demo", "waterfall"),
     },
     "__main__": {"cli"},
     "__init__": set(),
@@ -76,7 +77,7 @@ DOORS: dict[str, set[str]] = {
 
 # Modules that decide and never do: values in, values out.
 PURE = (
-    *("errors", "version", "table", "config.schema", "config.render", "cli.progress"),
+    *("errors", "version", "table", "waterfall", "config.schema", "config.render", "cli.progress", "cli.waterfallsvg"),
     "oci",
     *("auth.authfield", "auth.credential", "auth.dockercfg", "auth.keyring", "auth.order"),
     *("registry.challenge", "registry.policy", "registry.registriesconf", "registry.url"),

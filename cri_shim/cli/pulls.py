@@ -1,4 +1,4 @@
-"""`cri-shim pulls`: what is being pulled, and what was pulled last."""
+"""`cri-shim pulls`: what is being pulled, and what was pulled last; `pulls show ID`: where its time went."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from cri_shim.cli.output import JSON, TABLE, YAML, add_output, as_document
 from cri_shim.cli.progress import drawn, rate
 from cri_shim.cli.settings import add_settings, load_settings
 from cri_shim.cli.status import ask
+from cri_shim.cli.waterfallsvg import page as page_of
+from cri_shim.cli.waterfallsvg import svg
+from cri_shim.errors import ShimError
+from cri_shim.log import printable
 from cri_shim.table import human_size, table
+from cri_shim.waterfall import drawn as drawn_waterfall
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +32,11 @@ _LAST: Final = 10
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Take how many, whether to go on looking, the form, and the configuration that tells where the socket is."""
+    """Take which, how many, whether to go on, the form, and the configuration that tells where the socket is."""
+    parser.add_argument("show", nargs="?", choices=["show"], metavar="show", help="one of them, and its times")
+    parser.add_argument("number", nargs="?", type=int, metavar="ID", help="which one, as the list has it")
+    parser.add_argument("--svg", metavar="FILE", help="draw that pull into FILE")
+    parser.add_argument("--html", metavar="FILE", help="the same in a page that needs nothing else")
     parser.add_argument("-w", "--watch", action="store_true", help="a screen that goes on, until Ctrl-C")
     parser.add_argument("-n", "--last", type=int, default=_LAST, metavar="N", help=f"how many that ended ({_LAST})")
     add_output(parser, TABLE, JSON, YAML)
@@ -36,9 +45,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Ask and print, once or until it is interrupted."""
+    if options.show and options.number is None:
+        print("cri-shim pulls show: give the ID of a pull, as cri-shim pulls has it", file=sys.stderr)
+        return 2
+    if not options.show and (options.svg or options.html):
+        print("cri-shim pulls: --svg and --html go with show ID", file=sys.stderr)
+        return 2
     config = load_settings(options, environ).config
     admin = Path(config.state) / "admin.sock"
     page = ask(admin, "/pulls")
+    if options.show:
+        return _show(options, _found(page, options.number))
     if options.output != TABLE:
         page["recent"] = _last(page, options.last)
         print(as_document(page, options.output))
@@ -57,10 +74,51 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         page = ask(admin, "/pulls")
 
 
+def _found(page: Record, number: int) -> Record:
+    """Return the record with this *number*.
+
+    Raises:
+        ShimError: there is none.
+    """
+    records: list[Record] = [*page["running"], *page["recent"]]
+    for record in records:
+        if record["number"] == number:
+            cleaned: Record = clean(record)
+            return cleaned
+    raise ShimError(f"there is no record of a pull {number}; cri-shim pulls -n 200 lists those that there are")
+
+
+def _show(options: argparse.Namespace, record: Record) -> int:
+    for path, draw in ((options.svg, svg), (options.html, page_of)):
+        if path:
+            _write(path, draw(record))
+    if options.output != TABLE:
+        print(as_document(record, options.output))
+    elif not (options.svg or options.html):
+        print("\n".join(drawn_waterfall(record, get_terminal_size().columns)))
+    return 0
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ShimError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def clean(value: Any) -> Any:
+    """Return *value* with what could disturb a terminal escaped in every text of it."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {key: clean(one) for key, one in value.items()}
+    return [clean(one) for one in value] if isinstance(value, list) else value
+
+
 def listed(page: Record, last: int) -> list[str]:
     """Return the table: those that run first, then the *last* that ended, the newest first."""
     records = (*page["running"], *_last(page, last))
-    head, *rows = table([("IMAGE", "STATE", "STARTED", "TOOK", "FETCHED", "LAYERS"), *map(_row, records)], 0)
+    head, *rows = table([("ID", "IMAGE", "STATE", "STARTED", "TOOK", "FETCHED", "LAYERS"), *map(_row, records)], 0)
     lines = [head]
     for row, record in zip(rows, records, strict=True):
         lines += [row, f"  {record['error']}"] if record["error"] else [row]
@@ -88,6 +146,7 @@ def _row(record: Record) -> tuple[str, ...]:
     layers = f"{len(record['layers'])}, {reused} reused" if reused else str(len(record["layers"]))
     took = f"{record['seconds']:.1f}s"
     return (
+        str(record["number"]),
         record["name"],
         record["phase"],
         f"{started:%Y-%m-%dT%H:%M:%SZ}",

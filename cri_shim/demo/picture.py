@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from cri_shim.table import human_size, table
+from cri_shim.waterfall import LEGEND, Span, bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -13,38 +13,6 @@ if TYPE_CHECKING:
     from cri_shim.demo.client import Listed
 
 WIDTH: Final = 48
-LEGEND: Final = "waiting .   fetching -   fetching and unpacking =   unpacking, syncing #"
-_PHASES: Final = ("queued", "fetch_start", "fetch_end", "unpack_start", "unpack_end")
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One layer of a pull, times in milliseconds from the beginning of the pull."""
-
-    blob: str
-    size_bytes: int
-    queued: float = 0.0
-    fetch_start: float = 0.0
-    fetch_end: float = 0.0
-    unpack_start: float = 0.0
-    unpack_end: float = 0.0
-    reused: bool = False
-
-    @classmethod
-    def from_record(cls, row: Mapping[str, Any]) -> Span:
-        """Read a row of a pull record."""
-        times = {name: row.get(f"{name}_ms") or 0.0 for name in _PHASES}
-        return cls(row["blob"], row["size_bytes"], reused=row["reused"], **times)
-
-    def mark(self, moment: float) -> str:
-        """Return the letter for *moment*."""
-        if not self.queued <= moment < self.unpack_end:
-            return " "
-        if moment < self.fetch_start:
-            return "."
-        if moment >= self.fetch_end:
-            return "#"
-        return "=" if moment >= self.unpack_start else "-"
 
 
 def images_table(images: Iterable[Listed]) -> list[str]:
@@ -86,13 +54,8 @@ def _row(span: Span, total_ms: float, width: int) -> str:
     head = f"  {span.blob.removeprefix('sha256:')[:12]} {size:>7} "
     if span.reused:
         return f"{head}|{'reused: already on this node':<{width}}|"
-    step = total_ms / width
-    # A mark stands for the middle of its step, and nothing that took place is left without one.
-    marks = [span.mark((column + 0.5) * step) for column in range(width)]
-    if not "".join(marks).strip():
-        marks[min(int(span.fetch_start / step), width - 1)] = "="
     tail = f"fetch {_took(span.fetch_start, span.fetch_end)}, whole {_took(span.queued, span.unpack_end)}"
-    return f"{head}|{''.join(marks)}| {tail}"
+    return f"{head}|{bar(span, total_ms, width)}| {tail}"
 
 
 def _took(start: float, end: float) -> str:
@@ -102,3 +65,6 @@ def _took(start: float, end: float) -> str:
 def _split(tag: str) -> tuple[str, str]:
     name, _, version = tag.rpartition(":")
     return name, version
+
+
+__all__ = ["LEGEND", "Span", "images_table", "reuse", "skipped_line", "waterfall"]

@@ -184,6 +184,25 @@ async def test_what_df_calls_unique_is_what_a_removal_sets_free(call, registry):
     assert listed[0] - listed[1] == unique
 
 
+async def test_one_pull_is_shown_as_text_and_drawn(call, registry, tmp_path):
+    await call("pull", f"{registry.host}/app:1")
+    records = json.loads((await call("pulls", "-o", "json"))[1])["recent"]
+    number = str(records[0]["number"])
+    assert (await call("pulls"))[1].splitlines()[1].split()[:3] == [number, f"{registry.host}/app:1", "done"]
+    code, out, _ = await call("pulls", "show", number)
+    assert (code, out.splitlines()[0].split(":")[0]) == (0, "127.0.0.1")
+    assert f"manifest from {registry.host}, credential: anonymous" in out
+    assert all(f"{layer.digest[7:19]}   " in out for layer in sample().layers)
+    assert json.loads((await call("pulls", "show", number, "-o", "json"))[1])["number"] == int(number)
+    drawn = [str(tmp_path / name) for name in ("a.svg", "a.html")]
+    assert await call("pulls", "show", number, "--svg", drawn[0], "--html", drawn[1]) == (0, "", "")
+    assert Path(drawn[0]).read_text() in Path(drawn[1]).read_text()
+    code, _, err = await call("pulls", "show", number, "--svg", str(tmp_path / "none" / "a.svg"))
+    assert (code, err) == (1, f"cri-shim: {tmp_path}/none/a.svg cannot be written: No such file or directory\n")
+    assert (await call("pulls", "show", "0"))[2].startswith("cri-shim: there is no record of a pull 0; ")
+    assert (await call("pulls", "show"))[0] == (await call("pulls", "--svg", "x"))[0] == 2
+
+
 async def asked(call, *argv):
     code, out, err = await call(*argv, "-o", "json")
     assert (code, err) == (0, "")

@@ -20,6 +20,7 @@ def record(**changes):
         {"blob": C, "size_bytes": 0, "reused": False, "why": "waiting"},
     ]  # fmt: skip
     return {
+        "number": 7,
         "name": "reg.io/a:1",
         "phase": "layers",
         "image": "",
@@ -75,11 +76,11 @@ PAGE = {
 
 def test_pulls_are_listed_with_the_newest_first_and_why_they_failed():
     assert listed(PAGE, 2) == [
-        "IMAGE          STATE    STARTED                TOOK   FETCHED   LAYERS",
-        "reg.io/a:1     layers   2023-11-14T22:13:20Z   2.0s   250B      3, 1 reused",
-        "reg.io/a:1     failed   2023-11-14T22:13:20Z   2.0s   250B      0",
+        "ID   IMAGE          STATE    STARTED                TOOK   FETCHED   LAYERS",
+        "7    reg.io/a:1     layers   2023-11-14T22:13:20Z   2.0s   250B      3, 1 reused",
+        "7    reg.io/a:1     failed   2023-11-14T22:13:20Z   2.0s   250B      0",
         "  no such tag",
-        "reg.io/old:1   done     2023-11-14T22:13:20Z   2.0s   250B      3, 1 reused",
+        "7    reg.io/old:1   done     2023-11-14T22:13:20Z   2.0s   250B      3, 1 reused",
     ]
     assert len(listed(PAGE, 0)) == len(listed(PAGE, -1)) == 2
 
