@@ -24,6 +24,7 @@ from rootfs.graft import graft, open_runtime, reach
 from rootfs.layout import Layout, make_staged_diff, open_diff, open_staged_diff
 from rootfs.leaf import write
 from rootfs.likeness import compare_form
+from rootfs.onemount import through_one_mount
 from rootfs.remove import empty_directory
 from rootfs.scrub import unmarked
 from rootfs.share import share
@@ -198,7 +199,8 @@ def _stand_back(work: Work) -> None:
 def _share(work: Work) -> Outcome:
     tree = open_staged_diff(work.layout, work.staging)
     try:
-        return child.DONE, {"value": dataclasses.asdict(share(tree, work.given[0]))}
+        with through_one_mount(tree, work.given[0]) as (own, other):
+            return child.DONE, {"value": dataclasses.asdict(share(own, other))}
     finally:
         os.close(tree)
 
