@@ -93,6 +93,9 @@ class Index:
     def _prepare(self) -> None:
         try:
             with self._translated():
+                # One process has the index open: it needs no file of shared memory, which would be mapped, and whose
+                # pages the kernel cannot give back when the filesystem fails: it kills (SIGBUS) who touches them.
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute("PRAGMA foreign_keys=ON")

@@ -124,6 +124,12 @@ def test_a_file_that_is_no_index_is_said_to_be(tmp_path: Path) -> None:
         Index.open(path)
 
 
+def test_no_file_of_it_is_mapped_which_would_kill_on_a_failing_disk(index: Index, tmp_path: Path) -> None:
+    index.put_layer(layer("base"), None, None)
+    assert sorted(path.name for path in tmp_path.glob("index.db*")) == ["index.db", "index.db-wal"]
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 def test_a_newer_schema_is_refused(index: Index, tmp_path: Path) -> None:
     index.close()
     db = sqlite3.connect(tmp_path / "index.db")
