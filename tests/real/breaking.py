@@ -18,6 +18,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ from tests.real.programs import run
 from tests.real.shim import Shim
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cri_shim.images.service import Images
     from cri_shim.store.image import Image
     from tests.fakes.registry import FakeRegistry
@@ -41,6 +44,7 @@ LOGFLUSH, NOLOGFLUSH = 1, 2
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
 MIB = 1 << 20
 WAIT = 60.0
+MARK = "mark"
 image = functools.partial(image_for, architecture=MACHINE)
 
 
@@ -50,12 +54,16 @@ class Disk:
     def __init__(self, base: Path, kind: str, size_bytes: int = 400 * MIB, options: tuple[str, ...] = ()) -> None:
         self.kind, self.at, self._file = kind, base / "disk", base / f"{kind}.img"
         self._copy = base / f"{kind}.copy"
+        self._size_bytes, self._options = size_bytes, options
         self.at.mkdir(parents=True)
-        with self._file.open("wb") as file:
-            file.truncate(size_bytes)
-        quiet = ("-q", "-F") if kind == "ext4" else ("-q", "-f")
-        run(f"mkfs.{kind}", *quiet, *options, self._file)
+        self._make()
         self.mount()
+
+    def _make(self) -> None:
+        with self._file.open("wb") as file:
+            file.truncate(self._size_bytes)
+        quiet = ("-q", "-F") if self.kind == "ext4" else ("-q", "-f")
+        run(f"mkfs.{self.kind}", *quiet, *self._options, self._file)
 
     def mount(self, *options: str) -> None:
         if self._copy.exists():
@@ -63,11 +71,26 @@ class Disk:
         run("mount", "-o", ",".join(("loop", *options)), self._file, self.at)
 
     def unmount(self) -> None:
-        """Unmount as soon as the last process that was killed has let go."""
+        """Unmount as soon as the last process that was killed has let go, and wait until the filesystem has gone.
+
+        An unpacker has its mounts for itself: what it is mounted on may be free while the filesystem is still in use,
+        and to mount it then is to be given the same one again, in the state in which it is: without power.
+        """
         deadline = time.monotonic() + WAIT
         while (done := run("umount", self.at, check=False)).returncode:
             assert time.monotonic() < deadline, done.stderr
             time.sleep(0.02)
+        while device := run("losetup", "--associated", self._file).stdout:
+            assert time.monotonic() < deadline, f"somebody else still has it mounted: {device}"
+            time.sleep(0.02)
+
+    def remake(self) -> None:
+        """Begin again with an empty filesystem, whatever became of this one."""
+        if is_mounted(self.at):
+            self.unmount()
+        self._copy.unlink(missing_ok=True)
+        self._make()
+        self.mount()
 
     def cut(self, mode: int) -> None:
         """Cut the power: from now on nothing reaches the disk."""
@@ -85,6 +108,11 @@ class Disk:
         self._file.unlink()
 
 
+def is_mounted(at: Path) -> bool:
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split(" ")[4] == os.fspath(at) for line in mounts)
+
+
 class Trace:
     """What failpoints were hit, as it happens, through a FIFO."""
 
@@ -95,16 +123,24 @@ class Trace:
         self._fd = os.open(path, os.O_RDWR)
         self._changed = threading.Condition()
         self._before: Counter[str] = Counter()
+        self._marks = 0
         threading.Thread(target=self._read, daemon=True).start()
 
     def forget(self) -> None:
-        """Count anew for `wait`."""
+        """Count anew for `wait`: what was written until now is not counted, read or not."""
+        self._marks += 1
+        os.write(self._fd, f"{MARK} {self._marks}\n".encode())
         with self._changed:
+            assert self._changed.wait_for(lambda: self.hits[MARK] == self._marks, WAIT), "the trace is not read"
             self._before = Counter(self.hits)
+
+    def since(self, name: str) -> int:
+        """Count what was hit since `forget`."""
+        return self.hits[name] - self._before[name]
 
     def wait(self, name: str, count: int) -> None:
         with self._changed:
-            reached = self._changed.wait_for(lambda: self.hits[name] - self._before[name] >= count, WAIT)
+            reached = self._changed.wait_for(lambda: self.since(name) >= count, WAIT)
             assert reached, f"{name} was not hit {count} times: {self.hits - self._before}"
 
     def _read(self) -> None:
@@ -192,6 +228,12 @@ class Node:
             self.shim.process.kill()
             self.shim.process.wait()
 
+    def restore(self, kept: Sample) -> None:
+        """Have *kept* on an empty root, whatever a test that failed has left there."""
+        self.end()
+        shutil.rmtree(self.root, ignore_errors=True)
+        asyncio.run(self.prepare(kept))
+
     def looking(self):
         """The image service in this process."""
         places = {place: str(self.base / place) for place in ("state", "kubelet_root_dir", "kubelet_cwd", "home")}
@@ -260,6 +302,48 @@ class Node:
     def partly_there(self) -> set[str]:
         """What a start must have cleaned away."""
         return {f"{place}/{name}" for place in ("staging", "trash") for name in os.listdir(self.root / place)}
+
+
+class Nodes:
+    """A root without a disk of its own and one on each filesystem, for each runtime, with *kept* on every one."""
+
+    def __init__(self, work: Path, registry: FakeRegistry, trace: Trace, kinds: tuple[str, ...], kept: Sample) -> None:
+        self._kept = kept
+        self._disks = {kind: Disk(work / f"k{kind}", kind) for kind in kinds}
+        self._made: dict[tuple[str, str], Node] = {}
+        for kind in ("plain", *kinds):
+            for runtime in ("none", "cri-o"):
+                base = work / f"n{kind[0]}{runtime[0]}"
+                base.mkdir()
+                node = Node(base, registry, trace, self._disks.get(kind), runtime=runtime)
+                asyncio.run(node.prepare(kept))
+                self._made[kind, runtime] = node
+
+    @contextmanager
+    def use(self, kind: str, runtime: str = "none") -> Iterator[Node]:
+        """Break this one; what a test that fails makes of it is nothing to the next test."""
+        try:
+            yield self._made[kind, runtime]
+        except BaseException:
+            self._restore(kind)
+            raise
+
+    def _restore(self, kind: str) -> None:
+        nodes = [node for (one, _), node in self._made.items() if one == kind]
+        for node in nodes:
+            node.end()
+        if kind in self._disks:
+            self._disks[kind].remake()
+        for node in nodes:
+            node.restore(self._kept)
+
+    @property
+    def slowest_start(self) -> float:
+        return max(node.slowest_start for node in self._made.values())
+
+    def close(self) -> None:
+        for disk in self._disks.values():
+            disk.close()
 
 
 def must_be_there(images: Images, name: str) -> Image:

@@ -20,7 +20,7 @@ import pytest
 
 from tests.fakes.misbehaviour import partly
 from tests.fakes.registry import FakeRegistry
-from tests.real.breaking import LOGFLUSH, MIB, NOLOGFLUSH, WAIT, Call, Disk, Node, Trace, sample
+from tests.real.breaking import LOGFLUSH, MIB, NOLOGFLUSH, WAIT, Call, Node, Nodes, Trace, sample
 from tests.test_architecture import failpoint_names
 
 pytestmark = [pytest.mark.needs("root", "mounts", "mkfs.ext4", "mkfs.xfs")]
@@ -100,21 +100,10 @@ def trace(work):
 
 @pytest.fixture(scope="module")
 def nodes(work, registry, trace):
-    """One root without a disk of its own, and one on each filesystem, each with KEPT on it."""
-    disks = {kind: Disk(work / f"k{kind}", kind) for kind in KINDS}
-    made = {}
-    for kind in ("plain", *disks):
-        for runtime in ("none", "cri-o"):
-            base = work / f"n{kind[0]}{runtime[0]}"
-            base.mkdir()
-            made[kind, runtime] = Node(base, registry, trace, disks.get(kind), runtime=runtime)
-    for node in made.values():
-        asyncio.run(node.prepare(KEPT))
+    made = Nodes(work, registry, trace, KINDS, KEPT)
     yield made
-    print("\nslowest start after a kill or a cut:", f"{max(node.slowest_start for node in made.values()):.2f} s")
-
-    for disk in disks.values():
-        disk.close()
+    print("\nslowest start after a kill or a cut:", f"{made.slowest_start:.2f} s")
+    made.close()
 
 
 def ways(place: int) -> list[tuple[str, int]]:
@@ -188,34 +177,39 @@ async def pulled(node: Node) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_killed_at(nodes, case):
-    node = nodes["plain", case.runtime]
-    broken_at(node, case, 0)
-    asyncio.run(node.examine(KEPT, BROKEN, acknowledged=case.there))
+    with nodes.use("plain", case.runtime) as node:
+        broken_at(node, case, 0)
+        asyncio.run(node.examine(KEPT, BROKEN, acknowledged=case.there))
 
 
 @pytest.mark.parametrize(("case", "kind", "mode"), CUTS)
 def test_power_cut_at(nodes, case, kind, mode):
-    node = nodes[kind, case.runtime]
-    broken_at(node, case, mode)
-    asyncio.run(node.examine(KEPT, BROKEN, acknowledged=case.there))
+    with nodes.use(kind, case.runtime) as node:
+        broken_at(node, case, mode)
+        asyncio.run(node.examine(KEPT, BROKEN, acknowledged=case.there))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_kill_left_and_the_next_pull_took_up_survives_a_cut(nodes, kind):
     """Nothing of the layers is written by the second pull, which is acknowledged all the same."""
-    node = nodes[kind, "none"]
-    try:
-        shim = node.start("layer.overlay.sync=kill@2")
-        call = Call(shim, "pull", node.name(BROKEN))
-        assert shim.process.wait(WAIT) == -signal.SIGKILL
-        call.join(WAIT)
-        call = Call(node.start(), "pull", node.name(BROKEN))
-        call.join(WAIT)
-        assert call.done
-        node.cut(NOLOGFLUSH)
-    finally:
-        node.end()
-    asyncio.run(node.examine(KEPT, BROKEN, acknowledged=True))
+    with nodes.use(kind) as node:
+        try:
+            taken_up(node)
+            node.cut(NOLOGFLUSH)
+        finally:
+            node.end()
+        asyncio.run(node.examine(KEPT, BROKEN, acknowledged=True))
+
+
+def taken_up(node: Node) -> None:
+    """Have a pull killed behind the rename of its second layer, and another one acknowledged."""
+    shim = node.start("layer.overlay.sync=kill@2")
+    call = Call(shim, "pull", node.name(BROKEN))
+    assert shim.process.wait(WAIT) == -signal.SIGKILL
+    call.join(WAIT)
+    call = Call(node.start(), "pull", node.name(BROKEN))
+    call.join(WAIT)
+    assert call.done
 
 
 def test_killed_while_the_index_is_made(place, registry, trace):
