@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.real.crio import Crio
 from tests.real.podman import RUN_OPTIONS, Podman
-from tests.real.pods import LOOK_AROUND, SEEN, app_layers, busybox_layer, write_app
-from tests.real.programs import run
+from tests.real.pods import LOOK_AROUND, SEEN, Pods, app_layers, busybox_layer, write_app
+from tests.real.programs import run, stop
 from tests.real.registry import DockerRegistry
-from tests.real.shim import Shim
+from tests.real.shim import Shim, crictl
 from tests.real.test_adopt import looks
+from tests.real.test_containerd import until
 
 pytestmark = pytest.mark.needs("root", "docker-registry", "skopeo", "podman", "runc", "conmon", "crictl", "busybox")
 
@@ -113,3 +116,66 @@ def layers_of(root, ids):
     """The records of the layers of images."""
     assert ids
     return json.loads((root / "overlay-layers/layers.json").read_text())
+
+
+@pytest.mark.needs("crio", "pinns")
+def test_a_node_with_cri_o_changes_over_and_back(place, own):
+    app, pause = f"{own.host}/app:1", f"{own.host}/pause:1"
+    crio = Crio(place / "c", place / "n/root", pause)
+    (crio.base / "registries.conf").write_text(f'[[registry]]\nlocation = "{own.host}"\ninsecure = true\n')
+    storage, ours = crio.base / "storage.conf", (crio.base / "storage.conf").read_text()
+    alone = ours.replace(f'"{place / "n/root"}"', "")
+    storage.write_text(alone)
+    shim = Shim(place / "n", runtime="cri-o", adopt=True, containers_storage_roots=[str(crio.root)])
+    before, after = Pods(place / "before", crio.socket, crio.socket), Pods(place / "after", crio.socket, shim.socket)
+    before.written = after.written = app
+    try:
+        crio.start()
+        theirs = {name: image_id(crio, name) for name in (app, pause) if crictl(crio.socket, "pull", name)}
+        running, _ = before.begun(app, "sleep 100000")
+        own.close()
+        shim.start()
+        until(lambda: shim.status()["adoption"]["state"] == "done")
+        assert shim.status()["adoption"]["left"] == []
+        crio.kill()
+        storage.write_text(ours)
+        crio.start()
+        assert {name: shim.inspect(name)["status"]["id"] for name in theirs} == theirs
+        trees = (crio.root / "overlay" / one["id"] / "diff" for one in layers_of(crio.root, theirs))
+        assert set().union(*map(inodes, trees)) <= inodes(shim.root / "overlay")
+        assert before.execute(running, "cat", "/etc/motd") == "from the third layer"
+        assert after.output(theirs[app]) == SEEN
+        # What is CRI-O's own goes when nothing uses it, and once: there is no more to be removed then.
+        assert "in use by a container" in removed(crio, theirs[app]).stderr
+        before.close()
+        after.close()
+        assert removed(crio, theirs[app]).returncode == 0
+        assert [one["id"] for one in crio.own_images()] == [theirs[pause]]
+        assert after.output(theirs[app]) == SEEN
+        after.close()
+
+        # The way back, as docs/kubernetes.md has it.
+        stop(crio.process)
+        storage.write_text(alone)
+        crio.start()
+        shim.stop()
+        shutil.rmtree(shim.root)
+        assert crio.images() == {theirs[pause]}
+        own.start()
+        crictl(crio.socket, "pull", app)
+        assert image_id(crio, app) == theirs[app]
+        assert before.output(app) == SEEN
+    finally:
+        before.close()
+        after.close()
+        crio.close()
+        if shim.process is not None and shim.process.poll() is None:
+            shim.stop()
+
+
+def image_id(crio, name):
+    return json.loads(crictl(crio.socket, "inspecti", "-o", "json", name).stdout)["status"]["id"]
+
+
+def removed(crio, image):
+    return crictl(crio.socket, "rmi", image, check=False)
