@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 from rootfs import capabilities, wire
 from rootfs.errors import HelperFailed, RootfsError
 from rootfs.failpoints import armed
+from rootfs.scheduling import UNBOUND, Scheduling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +68,7 @@ class Options:
         runtime: root directory of the runtime that layers are given to, absolute; "" for none. The helper writes
             nowhere else outside its store.
         writeback: sync the filesystem while layers are unpacked (`rootfs.writeback`).
+        scheduling: what the processes may take of the node's processors.
     """
 
     require_sandbox: bool = False
@@ -75,6 +77,7 @@ class Options:
     module: str = "rootfs.helper"
     runtime: str = ""
     writeback: bool = False
+    scheduling: Scheduling = UNBOUND
 
 
 class Zygote:
@@ -102,12 +105,19 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(_ANSWER_SECONDS)
         try:
-            return cls(options, ours, _spawn(root, options, theirs))
+            process = _spawn(root, options, theirs)
         except OSError as error:
             ours.close()
             raise HelperFailed(f"the helper cannot be started: {error.strerror}") from None
         finally:
             theirs.close()
+        made = cls(options, ours, process)
+        try:
+            options.scheduling.put_upon(process.pid)  # nothing was asked of it: it has no children
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     @property
     def lost(self) -> Future[None]:

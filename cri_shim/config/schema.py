@@ -18,6 +18,7 @@ Count = Annotated[int, Meta(ge=1, le=1 << 62, description="a whole number from 1
 Room = Annotated[int, Meta(ge=0, le=1 << 62, description="a whole number of bytes")]
 AtMost1000 = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
 Weight = Annotated[int, Meta(ge=10, le=1000, description="a whole number from 10 to 1000")]
+Niceness = Annotated[int, Meta(ge=0, le=19, description="a whole number from 0 to 19")]
 Patience = Annotated[int, Meta(ge=1, le=86_400, description="a whole number of seconds from 1 to 86400")]
 Seconds = Annotated[int, Meta(ge=0, le=86_400, description="a whole number of seconds, 86400 at most")]
 Staleness = Annotated[int, Meta(ge=0, le=2_592_000, description="a whole number of seconds, 2592000 (30 days) at most")]
@@ -213,6 +214,11 @@ class Config:
         "write pods may then give them any. Empty: none.",
     )
     max_unpacks: AtMost1000 = _key(4, "Layers that are unpacked at once, in all.")
+    unpack_cpus: OptionalName = _key("", "The processors that layers are worked on, such as 0-3,8. Empty: all.")
+    unpack_nice: Niceness = _key(0, "How nice that work is to everything else on the node.")
+    unpack_cgroup: OptionalPath = _key(
+        "", "The directory of a cgroup for that work, which is there when the daemon starts. Empty: the daemon's own."
+    )
     pinned: tuple[Word, ...] = _key(
         (),
         "Images that kubelet shall not collect, by name: exact, with a star at the end (registry.k8s.io/pause*),\n"

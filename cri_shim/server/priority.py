@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from cri_shim.registry.flow import HEAVIEST, LIGHTEST, ORDINARY
 
 if TYPE_CHECKING:
+    from cri_shim.config.schema import Config
     from cri_shim.pb import api_pb2
 
 
@@ -41,3 +42,8 @@ class Weights:
 
 
 ALIKE: Final = Weights()
+
+
+def weights_of(config: Config) -> Weights:
+    """Return the weights as *config* has them."""
+    return Weights(frozenset(config.system_namespaces), config.system_weight, config.weight_annotation)

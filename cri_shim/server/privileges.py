@@ -15,9 +15,11 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from cri_shim.errors import ConfigError
 from cri_shim.server.give import runtime_root_of
 from rootfs import capabilities
 from rootfs.errors import HelperFailed
+from rootfs.scheduling import Scheduling, cpu_list
 from rootfs.zygote import Options, Zygote
 
 if TYPE_CHECKING:
@@ -30,13 +32,30 @@ log = logging.getLogger(__name__)
 
 
 def options_of(config: Config) -> Options:
-    """Return how the helper is run."""
+    """Return how the helper is run.
+
+    Raises:
+        ConfigError: `unpack_cpus` is no list of processors.
+    """
     return Options(
         require_sandbox=config.require_sandbox,
         tar_split=config.tar_split,
         runtime=runtime_root_of(config),
         writeback=config.sync == "syncfs",
+        scheduling=scheduling_of(config),
     )
+
+
+def scheduling_of(config: Config) -> Scheduling:
+    """Return what the helper may take of the node's processors.
+
+    Raises:
+        ConfigError: `unpack_cpus` is no list of processors.
+    """
+    try:
+        return Scheduling(cpu_list(config.unpack_cpus), config.unpack_nice, config.unpack_cgroup)
+    except ValueError as error:
+        raise ConfigError(f"unpack_cpus: {error}") from None
 
 
 def without_privileges(config: Config) -> Zygote:

@@ -20,6 +20,7 @@ from cri_shim.registry.terms import Terms
 from cri_shim.registry.tls import Contexts
 from cri_shim.registry.transport import Transport
 from cri_shim.server.keep import names_that_are_none
+from cri_shim.server.privileges import scheduling_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -132,6 +133,10 @@ def problems_of(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return everything that can be told to be wrong without asking a registry, TLS files and proxies included."""
     contexts = Contexts()
     found = [*_broken_files(config), *_restrictions(config), *names_that_are_none(config)]
+    try:
+        scheduling_of(config)
+    except ConfigError as error:
+        found.append(str(error))
     terms = list(Hosts(":".join(config.certs_dirs)).tls())
     try:
         terms += proxies_of(config, environ).tls

@@ -41,7 +41,7 @@ from cri_shim.server.listing import LARGEST_MESSAGE_BYTES
 from cri_shim.server.lock import locked
 from cri_shim.server.methods import methods_of
 from cri_shim.server.metricspage import metrics_page
-from cri_shim.server.priority import Weights
+from cri_shim.server.priority import weights_of
 from cri_shim.server.privileges import without_privileges
 from cri_shim.server.prunepage import prune_page
 from cri_shim.server.reload import Reload
@@ -249,7 +249,7 @@ async def _listening(config: Config, listen: Path, images: Images, gate: Gate, h
         Spelling(config.runtime, pinned_of(config)),
         config.root,
         frozenset(config.runtime_handlers),
-        Weights(frozenset(config.system_namespaces), config.system_weight, config.weight_annotation),
+        weights_of(config),
     )
     services = (ImageService(images, node, gate), RuntimeService(images, gate), health)
     server.add_generic_rpc_handlers(tuple(methods_of(service) for service in services))

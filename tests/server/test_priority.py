@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cri_shim.config.schema import Config
 from cri_shim.pb import api_pb2
-from cri_shim.server.priority import ALIKE, Weights
+from cri_shim.server.priority import ALIKE, Weights, weights_of
 from tests.server.conftest import make_image, served
 
 RULES = Weights(frozenset({"kube-system", "net"}), 400, "example.com/weight")
@@ -40,6 +41,12 @@ def pod(namespace: str = "", **annotations: str) -> api_pb2.PodSandboxConfig:
 )
 def test_weights(asked, weight):
     assert RULES.of(asked) == weight
+
+
+def test_the_keys_arrive():
+    assert weights_of(Config()) == Weights(frozenset({"kube-system"}), 400, "")
+    config = Config(system_namespaces=("a", "b"), system_weight=300, weight_annotation="example.com/weight")
+    assert weights_of(config) == Weights(frozenset("ab"), 300, "example.com/weight")
 
 
 def test_an_annotation_that_nobody_named_counts_for_nothing():

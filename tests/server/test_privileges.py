@@ -17,10 +17,12 @@ import pytest
 
 from cri_shim.config.schema import Config
 from cri_shim.demo.daemon import Daemon, Place
+from cri_shim.errors import ConfigError
 from cri_shim.pb import api_pb2_grpc
 from cri_shim.server import privileges
 from rootfs import capabilities, zygote
 from rootfs.errors import HelperFailed
+from rootfs.scheduling import Scheduling
 from tests.fakes.registry import Basic, FakeRegistry
 from tests.fakes.rootfs_jobs import children, gone, status, until
 from tests.server.pulling import pull_of, sample
@@ -223,3 +225,8 @@ async def _within(lost):
 def test_the_options_of_the_helper(tmp_path):
     options = privileges.options_of(Config(root=str(tmp_path), require_sandbox=True, tar_split=False))
     assert (options.require_sandbox, options.tar_split, options.runtime) == (True, False, "")
+    assert options.scheduling == Scheduling()
+    config = Config(root=str(tmp_path), unpack_cpus="0,2-3", unpack_nice=9, unpack_cgroup="/sys/fs/cgroup/unpack")
+    assert privileges.options_of(config).scheduling == Scheduling(frozenset({0, 2, 3}), 9, "/sys/fs/cgroup/unpack")
+    with pytest.raises(ConfigError, match="unpack_cpus: 'x' is no processor"):
+        privileges.options_of(Config(root=str(tmp_path), unpack_cpus="x"))

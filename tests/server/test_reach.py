@@ -10,6 +10,7 @@ from cri_shim.cli.verbs import run
 from cri_shim.config.schema import Config
 from cri_shim.errors import ConfigError, Denied
 from cri_shim.oci.reference import parse_reference
+from cri_shim.registry.rates import RateLimits
 from cri_shim.server.reach import hosts_of, must_be_right, problems_of, terms_of
 
 
@@ -87,6 +88,12 @@ def test_check_tells_of_certificates_and_proxies_too(places, tmp_path):
     assert "hidden" not in str(found)
 
 
+def test_check_tells_of_processors_that_are_none(places):
+    assert problems_of(Config(**places, unpack_cpus="0-3,8"), {}) == ()
+    found = problems_of(Config(**places, unpack_cpus="0-3,8-7"), {})
+    assert found == ("unpack_cpus: '8-7' is no processor from 0 to 8191, and no range of them",)
+
+
 def test_the_verb(places, tmp_path, capsys):
     path = tmp_path / "config.toml"
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in places.items()))
@@ -105,6 +112,8 @@ def test_the_keys_arrive(places):
         mirror_stall_seconds=7,
         progress_seconds=70,
         realm_same_site=True,
+        max_bytes_per_second=10,
+        bytes_per_second_per_host=3,
     )
     terms = terms_of(config)
     assert (terms.mirror_stall_seconds, terms.progress_seconds, terms.same_site, terms.foreign_layers) == (
@@ -113,5 +122,6 @@ def test_the_keys_arrive(places):
         True,
         True,
     )
+    assert terms.rates == RateLimits(total=10, per_host=3)
     assert hosts_of(config).of(parse_reference("old.corp:5000/a"))[0].tls.skip_verify
     assert hosts_of(config).of(parse_reference("reg.io/a")) == ()
