@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -14,15 +15,21 @@ log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Sends states to *address*: a path, or `@` and an abstract name. An empty address means nobody listens."""
+    """Sends states to *address*: a path, or `@` and an abstract name. An empty address means nobody listens.
 
-    def __init__(self, address: str) -> None:
+    *watchdog_seconds* is how long the manager waits for a sign of life before it ends us; 0: for ever.
+    """
+
+    def __init__(self, address: str, watchdog_seconds: float = 0.0) -> None:
+        self.watchdog_seconds = watchdog_seconds
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Notifier:
         """Make the notifier that the environment asks for."""
-        return cls(environ.get("NOTIFY_SOCKET", ""))
+        meant = environ.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
+        microseconds = environ.get("WATCHDOG_USEC", "") if meant else ""
+        return cls(environ.get("NOTIFY_SOCKET", ""), int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0)
 
     @property
     def heard(self) -> bool:
@@ -40,6 +47,10 @@ class Notifier:
     def reloading(self) -> None:
         """Tell that the configuration is being read again; `ready` ends it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def alive(self) -> None:
+        """Give a sign of life."""
+        self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
         """Tell that the end has begun."""

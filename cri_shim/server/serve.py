@@ -2,7 +2,7 @@
 
 Whatever keeps it from starting is raised as one error with one sentence, before the socket exists, so that a client
 never reaches a server that cannot serve. The first SIGTERM or SIGINT drains, a second one hurries.
-SIGHUP reloads (see `reload`).
+SIGHUP reloads (see `reload`), SIGUSR1 has written down what goes on (see `dump`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from cri_shim.errors import ConfigError
+from cri_shim.executor import in_thread
 from cri_shim.log import fields
 from cri_shim.metrics.catalog import Metrics
 from cri_shim.server.admin import admin_socket
@@ -30,6 +31,7 @@ from cri_shim.server.checkpage import check_page
 from cri_shim.server.convert import Spelling
 from cri_shim.server.counting import count_call, measure_lag
 from cri_shim.server.dfpage import df_page
+from cri_shim.server.dump import Dump
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
 from cri_shim.server.harden import harden
 from cri_shim.server.health import Health, Readiness, alive_page, ready_page
@@ -183,6 +185,8 @@ async def _serve(
             _listening(config, listen, images, gate, Health(readiness)),
             _telling(notifier, images),
             _while(beside.reload.forever(again, notifier)),
+            Dump(Path(config.state)).armed(images.pulls),
+            _while(_give_signs_of_life(notifier)),
             _while(measure_lag(beside.metrics)),
             _while(_at_first(adoption, images, prepull)),
             _while(rounds_of(config, images).forever()),
@@ -235,7 +239,7 @@ async def _at_first(adoption: AdoptAtFirst, images: Images, prepull: Prepull) ->
 @asynccontextmanager
 async def _while(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Have *work* done beside what is inside."""
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
     try:
         yield
     finally:
@@ -287,6 +291,14 @@ async def _telling(notifier: Notifier, images: Images) -> AsyncIterator[None]:
     finally:
         if task is not None:
             task.cancel()
+
+
+async def _give_signs_of_life(notifier: Notifier) -> None:
+    """Give them as long as the loop runs and a thread does what it is asked to."""
+    while notifier.watchdog_seconds:
+        await in_thread(os.getpid)
+        notifier.alive()
+        await asyncio.sleep(notifier.watchdog_seconds / 3)
 
 
 async def _tell_status(notifier: Notifier, images: Images) -> None:

@@ -44,3 +44,18 @@ def test_a_reload_has_its_time(manager):
     address, listening = manager
     Notifier(address).reloading()
     assert re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=[0-9]+", listening.recv(100))
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "60000000"}, 60.0),
+        ({"WATCHDOG_USEC": "500000", "WATCHDOG_PID": str(os.getpid())}, 0.5),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}, 0.0),  # meant for another process
+        ({"WATCHDOG_USEC": "-1"}, 0.0),
+        ({"WATCHDOG_USEC": "x"}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_how_long_the_manager_waits_for_a_sign_of_life(environ, seconds):
+    assert Notifier.from_environment(environ).watchdog_seconds == seconds
