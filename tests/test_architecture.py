@@ -77,7 +77,17 @@ DOORS: dict[str, set[str]] = {
 
 # Modules that decide and never do: values in, values out.
 PURE = (
-    *("errors", "version", "table", "waterfall", "config.schema", "config.render", "cli.progress", "cli.waterfallsvg"),
+    *(
+        "errors",
+        "version",
+        "table",
+        "waterfall",
+        "config.schema",
+        "config.render",
+        "cli.progress",
+        "cli.shells",
+        "cli.waterfallsvg",
+    ),
     "oci",
     *("auth.authfield", "auth.credential", "auth.dockercfg", "auth.keyring", "auth.order"),
     *("registry.challenge", "registry.policy", "registry.registriesconf", "registry.url"),

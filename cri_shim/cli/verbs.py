@@ -32,6 +32,7 @@ VERBS: Final = {
     "umount": "take away what mount or bundle mounted",
     "import": "take images out of an archive, a directory or standard input into the running daemon",
     "config": "show the defaults or the effective configuration, or check it",
+    "completion": "print what a shell needs to complete verbs, options and images",
     "version": "show the version of cri-shim and of what it stands on",
 }
 
@@ -42,7 +43,7 @@ _MODULES: Final = {"import": "importing"}  # no module can be called so
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the verb that *argv* names and return the exit code."""
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    module: Any = import_module(f"cri_shim.cli.{_MODULES.get(chosen, chosen)}") if chosen in VERBS else None
+    module: Any = module_of(chosen) if chosen in VERBS else None
     parser = _parser(chosen, module)
     options = parser.parse_args(argv)
     if module is None:
@@ -56,6 +57,11 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def module_of(verb: str) -> Any:
+    """Return the module of *verb*, with its `arguments` and its `run`."""
+    return import_module(f"cri_shim.cli.{_MODULES.get(verb, verb)}")
 
 
 def _parser(chosen: str | None, module: Any) -> argparse.ArgumentParser:
