@@ -163,6 +163,13 @@ class _Leases(_Part, leases_pb2_grpc.LeasesServicer):
 
 class _Content(_Part, content_pb2_grpc.ContentServicer):
     @moody
+    async def Info(self, request, context):
+        if request.digest not in self.state.blobs:
+            await context.abort(NOT_FOUND, f"content {request.digest}")
+        data = self.state.blobs[request.digest].data
+        return content_pb2.InfoResponse(info=content_pb2.Info(digest=request.digest, size=len(data)))
+
+    @moody
     async def Update(self, request, context):
         assert [*request.update_mask.paths] == [f"labels.{name}" for name in request.info.labels]
         blob = self.state.blobs[request.info.digest]

@@ -126,7 +126,7 @@ async def test_a_present_image_costs_questions_and_changes_nothing(registry, con
     await images.pull(f"{registry.host}/app:1", None)
     containerd.calls.clear()
     await images.pull(f"{registry.host}/app:1", None)
-    assert sorted(containerd.calls) == ["Cri.ImageStatus", "Images.List", "Snapshots.Stat"]
+    assert sorted(set(containerd.calls)) == ["Content.Info", "Cri.ImageStatus", "Images.List", "Snapshots.Stat"]
 
 
 async def test_images_that_share_layers_are_linked_once(registry, containerd, images):
@@ -186,7 +186,7 @@ async def test_a_name_that_others_moved_is_left_to_them(registry, containerd, im
 # What somebody removed through containerd
 
 
-@pytest.mark.parametrize("lost", ["everything", "id", "tag", "layers"])
+@pytest.mark.parametrize("lost", ["everything", "id", "tag", "layers", "config", "manifest"])
 async def test_status_finds_and_mends_what_containerd_lost(registry, containerd, images, monkeypatch, lost):
     monkeypatch.setattr(handoff_module, "TRUSTED_SECONDS", 0.0)
     found = await images.pull(f"{registry.host}/app:1", None)
@@ -195,9 +195,11 @@ async def test_status_finds_and_mends_what_containerd_lost(registry, containerd,
         state.records.clear()
     elif lost == "layers":
         state.layers.clear()
+    elif lost in ("config", "manifest"):
+        del state.blobs[str(found.id if lost == "config" else found.manifest)]
     else:
         del state.records[str(found.id) if lost == "id" else f"{registry.host}/app:1"]
-    if lost != "layers":
+    if lost in ("everything", "id", "tag"):
         state.collect()
     assert await images.usable(f"{registry.host}/app:1") is found
     assert_whole(containerd, found)
@@ -298,6 +300,16 @@ async def test_a_containerd_that_comes_back_without_its_images_gets_them(registr
     containerd.state.records.clear()
     containerd.state.collect()
     await containerd.start()
+    await until_whole(containerd, found)
+
+
+async def test_a_containerd_that_comes_back_without_a_document_gets_it(registry, containerd, images):
+    found = await images.pull(f"{registry.host}/app:1", None)
+    await containerd.stop()
+    await until(lambda: state_of(images) == "waiting")
+    del containerd.state.blobs[str(found.id)]
+    await containerd.start()
+    await until(lambda: str(found.id) in containerd.state.blobs)
     await until_whole(containerd, found)
 
 

@@ -89,6 +89,10 @@ class World:
     def records(self) -> set[str]:
         return set(self.containerd.ctr("images", "ls", "-q").split())
 
+    def documents(self) -> set[str]:
+        """What its content store has."""
+        return set(self.containerd.ctr("content", "ls", "-q").split())
+
     def snapshots(self) -> dict[str, str]:
         """containerd's snapshots and their kinds."""
         rows = [line.split() for line in self.containerd.ctr("snapshots", "ls").splitlines()[1:]]
@@ -180,6 +184,10 @@ def test_removed_through_containerd_it_is_there_again(world):
     assert world.records() == set()
     assert until(lambda: world.shim.crictl("inspecti", world.app) and world.id in world.records())
     until(lambda: world.shim.crictl("inspecti", world.pause) and world.pause in world.records())
+    assert world.pods.output(world.app) == SEEN
+    for document in (world.id, world.shim.inspect(world.app)["info"]["manifest"]):
+        world.containerd.ctr("content", "rm", document)
+        until(lambda gone=document: world.shim.crictl("inspecti", world.app) and gone in world.documents())
     assert world.pods.output(world.app) == SEEN
 
 

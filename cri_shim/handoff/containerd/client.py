@@ -185,6 +185,12 @@ class Client:
 
     # Content
 
+    async def has_blob(self, digest: str, seconds: float = CALL_SECONDS) -> bool:
+        """Tell whether the content store has a document."""
+        request = content_pb2.InfoRequest(digest=digest)
+        call = self._call(self._content.Info, request, seconds=seconds)
+        return await _or_none(call, grpc.StatusCode.NOT_FOUND) is not None
+
     async def put_blob(self, blob: Blob, lease: str) -> None:
         """Write a document whole, or give the one that is there the labels of *blob*."""
         request = content_pb2.WriteContentRequest(

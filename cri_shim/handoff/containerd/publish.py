@@ -72,20 +72,30 @@ class Publisher:
         self.counts = Counts()
 
     async def is_whole(self, image: Image, seconds: float) -> bool:
-        """Tell whether containerd has *image* under all of its names, and its CRI plugin knows it.
+        """Tell whether containerd has *image* under all of its names, with layers and documents, and its CRI knows it.
+
+        Its CRI keeps on telling of an image whose config is gone, of which no container can be made.
 
         Raises:
             Unreachable, Refused: that cannot be asked.
         """
         chain, names = chain_of(image), names_of(image)
-        records, seen, layered = await asyncio.gather(
+        documents = (self._client.has_blob(str(document.digest), seconds) for document in image.documents)
+        records, seen, layered, documented = await asyncio.gather(
             self._client.records(map(named, names), seconds),
             self._client.seen(str(image.id), seconds),
             self._client.has_layer(SNAPSHOTTER, chain[-1], seconds) if chain else _yes(),
+            asyncio.gather(*documents),
         )
         targets = targets_of(image)
         right = {record.name for record in records if record.target.digest in targets}
-        return layered and right == set(names) and seen is not None and set(image.names) <= set(seen[1])
+        return (
+            layered
+            and all(documented)
+            and right == set(names)
+            and seen is not None
+            and set(image.names) <= set(seen[1])
+        )
 
     async def publish(self, image: Image, limit: asyncio.Timeout) -> None:
         """Register *image*, and begin once more where containerd collected what was just found.
