@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError
-from cri_shim.store.durable import sync_directory, write_durably
+from cri_shim.store.durable import sync_directory
+from cri_shim.store.format import bring_up_to_date
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 1
 _DIRECTORIES = ("overlay", "overlay/l", "blobs", "blobs/sha256", "blobs/sha512", "ingest", "staging", "trash")
 
 
@@ -52,16 +52,17 @@ class Layout:
         return self.root / "blobs"
 
     def prepare(self) -> None:
-        """Make what is missing and check the version.
+        """Bring what is there to the newest format, and make what is missing.
 
         Raises:
-            ConfigError: the root cannot be written, or a newer cri-shim wrote it.
+            ConfigError: the root cannot be written, or is not one that this cri-shim can use.
         """
         try:
-            for path in (self.root, *(self.root / name for name in _DIRECTORIES)):
-                self._make(path)
+            self._make(self.root)
             os.chmod(self.root, 0o700)
-            self._check_version()
+            bring_up_to_date(self.root)
+            for name in _DIRECTORIES:
+                self._make(self.root / name)
         except OSError as error:
             raise ConfigError(
                 f"root {self.root} cannot be used: {error.strerror} ({error.filename}); "
@@ -73,18 +74,3 @@ class Layout:
         if not path.is_dir():
             path.mkdir(mode=0o700, parents=path == self.root, exist_ok=True)
             sync_directory(path.parent)
-
-    def _check_version(self) -> None:
-        path = self.root / "VERSION"
-        try:
-            text = path.read_text(encoding="ascii", errors="replace").strip()
-        except FileNotFoundError:
-            write_durably(path, f"{FORMAT}\n".encode())
-            return
-        if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise ConfigError(f"{path} holds no version number; was this root made by cri-shim?")
-        if int(text) > FORMAT:
-            raise ConfigError(
-                f"root {self.root} has format {int(text)}, written by a newer cri-shim; "
-                f"this one knows format {FORMAT}: install the newer version or give another root"
-            )

@@ -228,6 +228,7 @@ ELSEWHERE = {
     "index.commit.fill": "check --repair, in tests/store/test_repair.py",
     "repair.keep": "check --repair, in tests/store/test_repair.py",
     "repair.replace": "check --repair, in tests/store/test_repair.py",
+    "format.syncfs": "a root of an older format, in tests/store/test_format.py",
     "index.commit.recover": "start-up after a kill, in test_kills_at_random.py",
     "index.commit.put_opening": "stale_if_unreachable_seconds, off by default; holds no promise about images",
     "index.commit.drop_openings": "stale_if_unreachable_seconds, off by default; holds no promise about images",
