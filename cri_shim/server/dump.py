@@ -2,7 +2,8 @@
 
 Lines of code and names only, no value of any variable: no secret can be among them. The loop writes the whole into
 `dump-<time>.txt` in the state directory, of which the newest KEPT stay. A loop that hangs cannot do that: so first, in
-the signal itself, the stacks of all threads go into `threads.txt` beside them, which a whole dump empties again.
+the signal itself, the stack of the thread that has the signal, which is the loop's, goes into `loop.txt` beside them; a
+whole dump empties that again. Not those of the others, which run on meanwhile: to follow them could end the process.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from cri_shim.images.progress import PullProgress
 
 KEPT: Final = 5
-THREADS: Final = "threads.txt"
+LOOP: Final = "loop.txt"
 MOST_TASKS: Final = 2000
 MOST_PULLS: Final = 200
 _DEEPEST: Final = 100
@@ -64,10 +65,10 @@ class Dump:
     async def armed(self, pulls: Callable[[], Iterable[PullProgress]]) -> AsyncIterator[None]:
         """Hear SIGUSR1 while the block runs; *pulls* tells which pulls there are."""
         loop = asyncio.get_running_loop()
-        with await in_thread(_opened, self._directory / THREADS, os.O_TRUNC) as threads:
+        with await in_thread(_opened, self._directory / LOOP, os.O_TRUNC) as stack:
             loop.add_signal_handler(signal.SIGUSR1, self._asked.set)
             # After the loop's own, which it calls: this one works also when nobody comes back to the loop.
-            faulthandler.register(signal.SIGUSR1, file=threads, all_threads=True, chain=True)
+            faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False, chain=True)
             writing = asyncio.create_task(self._forever(pulls), name="write dumps")
             try:
                 yield
@@ -93,7 +94,7 @@ class Dump:
         with _opened(path, os.O_EXCL) as file:
             file.writelines(f"{line}\n" for line in told(seen))
         with suppress(FileNotFoundError):
-            os.truncate(self._directory / THREADS, 0)
+            os.truncate(self._directory / LOOP, 0)
         for old in sorted(self._directory.glob("dump-*.txt"))[:-KEPT]:
             old.unlink(missing_ok=True)
         return str(path)

@@ -54,7 +54,7 @@ def test_the_daemon_writes_down_what_it_does(tmp_path):
         assert f"file={path}" in line
         text = path.read_text()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert (tmp_path / "state/threads.txt").read_bytes() == b""
+        assert (tmp_path / "state/loop.txt").read_bytes() == b""
         assert "\nthread MainThread\n" in text
         assert "in PullImage" in text  # the task, and where it waits
         assert "await outcome.wait()" in text
@@ -63,13 +63,13 @@ def test_the_daemon_writes_down_what_it_does(tmp_path):
         pull.cancel()
 
 
-def test_a_loop_that_hangs_leaves_the_stacks_of_its_threads(tmp_path):
+def test_a_loop_that_hangs_leaves_its_stack(tmp_path):
     command = [sys.executable, "-c", HUNG, os.fspath(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as hung:
         assert hung.stdout.readline() == "standing\n"
         hung.send_signal(signal.SIGUSR1)
         deadline = time.monotonic() + 60
-        while "in stand_still" not in (text := (tmp_path / "threads.txt").read_text()):
+        while "in stand_still" not in (text := (tmp_path / "loop.txt").read_text()):
             assert time.monotonic() < deadline, text
             time.sleep(0.01)
         hung.kill()
@@ -127,12 +127,12 @@ async def test_a_stack_is_bounded():
 
 
 def test_the_newest_dumps_stay(tmp_path):
-    (tmp_path / "threads.txt").write_text("from the signal")
+    (tmp_path / "loop.txt").write_text("from the signal")
     dump = Dump(tmp_path)
     seen = dump_module.Seen([], [], 0, [])
     written = [dump._write(seen) for _ in range(KEPT + 3)]
     assert [os.fspath(path) for path in dumps(tmp_path)] == written[-KEPT:]
-    assert (tmp_path / "threads.txt").read_text() == ""
+    assert (tmp_path / "loop.txt").read_text() == ""
 
 
 async def test_a_directory_that_is_gone_is_told_and_the_next_dump_comes(tmp_path, caplog):
