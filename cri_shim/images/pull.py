@@ -393,6 +393,7 @@ class Puller:
             created=chosen.config.created[:LONGEST_CREATED],
             pulled_at_ns=time.time_ns(),
             pulled_from=f"{self._settings.origin} {found.host}".strip(),
+            delivered=() if self._settings.origin else (reference.name,),
         )
         deliveries = tuple(Delivery(source.registry, source.repository, doc.digest) for doc in chosen.documents)
         by_digest = str(replace(reference, tag=None, digest=found.target))

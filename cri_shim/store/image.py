@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -60,7 +60,8 @@ class Image:
     """An image on this node. Layers stand bottom first, names sorted.
 
     *id* is the digest of the config; *target* the digest that the name stood for (an index where there was one),
-    *manifest* the manifest chosen for this platform. *created* is the text in the config.
+    *manifest* the manifest chosen for this platform. *created* is the text in the config. *delivered* are the
+    repositories, with their registries, that gave these very documents and blobs to a pull.
     """
 
     id: Digest
@@ -76,6 +77,7 @@ class Image:
     created: str = ""
     pulled_at_ns: int = 0
     pulled_from: str = ""
+    delivered: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -86,6 +88,17 @@ class Image:
     def names(self) -> tuple[str, ...]:
         """Every name of the image, tags first."""
         return self.tags + self.digests
+
+    @property
+    def arrived(self) -> frozenset[Digest]:
+        """Everything of the image that somebody delivered: documents, and the blobs of layers."""
+        return frozenset((*(document.digest for document in self.documents), *(layer.blob for layer in self.layers)))
+
+    def after(self, before: Image | None) -> Image:
+        """Return this image with the repositories, too, that delivered the same for *before*, which it replaces."""
+        if before is None or before.arrived != self.arrived:
+            return self
+        return replace(self, delivered=tuple(sorted({*self.delivered, *before.delivered})))
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -116,6 +129,7 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True):
     pulled_at_ns: int
     pulled_from: str
     names: list[str]
+    delivered: list[str] = []  # none in the records that were written before it was known
 
 
 def fitting(annotations: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -146,6 +160,7 @@ def record_of(image: Image) -> bytes:
             pulled_at_ns=image.pulled_at_ns,
             pulled_from=image.pulled_from,
             names=list(image.names),
+            delivered=list(image.delivered),
         )
     )
 
@@ -173,6 +188,7 @@ def image_from(record: bytes, names: Iterable[str]) -> Image:
             created=fields.created[:LONGEST_CREATED],
             pulled_at_ns=fields.pulled_at_ns,
             pulled_from=fields.pulled_from,
+            delivered=tuple(fields.delivered),
         )
     except (msgspec.DecodeError, RootfsError) as error:
         raise StoreDamaged(f"an image record cannot be read: {error}") from error

@@ -3,14 +3,13 @@
 Everything that the index knows about images stands a second time on the disk: each layer has a seal, each image a
 record with its names beside its config. From these an index is made under another name and put in the place of the old
 one, which is kept as `index.db.damaged`. A name that two records claim belongs to the image that was pulled last. What
-credentials opened is not known any more; what was delivered for whom is, as every name of an image that was pulled
-stands for a repository that gave its manifest and its layers to a pull. Not so one that was imported last.
+credentials opened is not known any more. What was delivered for whom is, as far as an image still is what it was then:
+its record has the repositories. A name proves none, for it may have come with an import, or with other blobs.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from cri_shim.store.layout import Layout
     from cri_shim.store.seal import Seal
 
-_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")  # as `pulled_from` names a registry
 _BESIDE: Final = ("-wal", "-shm")
 
 
@@ -161,16 +159,9 @@ def _wanting(layout: Layout, image: Image, seals: dict[str, Seal]) -> str | None
 
 
 def _deliveries(images: Iterable[Image]) -> Iterator[Delivery]:
-    """Yield who delivered the blobs of *images*; an import, which is from no host, delivered for nobody."""
+    """Yield who delivered what there is of *images*."""
     for image in images:
-        if not _HOST.fullmatch(image.pulled_from):
-            continue
-        for registry, repository in {_repository(name) for name in image.names}:
-            for blob in {*(doc.digest for doc in image.documents), *(layer.blob for layer in image.layers)}:
-                yield Delivery(registry, repository, blob)
-
-
-def _repository(name: str) -> tuple[str, str]:
-    registry, _, rest = name.partition("/")
-    path = rest.partition("@")[0]
-    return registry, path.rpartition(":")[0] or path
+        for name in image.delivered:
+            registry, _, repository = name.partition("/")
+            for digest in image.arrived:
+                yield Delivery(registry, repository, digest)

@@ -256,6 +256,7 @@ class Store:
             NoSpace, StoreDamaged: a document, the record or the row could not be written; there is no image.
         """
         before = self.catalog.images.get(image.id)
+        image = image.after(before)
         tags, digests = sorted_names({*names, *(before.names if before else ())})
         record = record_of(replace(image, tags=tags, digests=digests))
         write = self.disk(lambda: self.blobs.put_record(image.id, record))

@@ -21,8 +21,10 @@ from cri_shim.server.offline import check
 from cri_shim.store.index import Index
 from cri_shim.store.layout import Layout
 from cri_shim.store.repair import look, repair
+from rootfs.digest import Digest
 from rootfs.failpoints import arm
 from tests.fakes.archives import as_directory, layout
+from tests.fakes.images import digest_of, image, layer
 from tests.fakes.registry import FakeRegistry
 from tests.images.test_pull import config_for, sample
 
@@ -141,6 +143,40 @@ async def test_an_import_is_no_delivery_afterwards_either(tmp_path: Path, regist
     async with running_images(config_for(tmp_path, registry)) as images:
         assert len(images._store.catalog.images) == 2
         assert {one.repository for one in images._store.catalog.provenance.deliveries} == {"app"}
+
+
+async def delivering(tmp_path: Path, registry: FakeRegistry) -> set[tuple[str, Digest]]:
+    """Make the index anew; return which repository delivered which blob."""
+    repair(damage("gone", tmp_path))
+    async with running_images(config_for(tmp_path, registry)) as images:
+        return {(one.repository, one.blob) for one in images._store.catalog.provenance.deliveries}
+
+
+async def test_a_pull_makes_the_name_of_an_import_no_delivery(tmp_path: Path, registry: FakeRegistry) -> None:
+    """Who has only the imported name must show at its registry that he may use the layers, as before."""
+    lay = as_directory(layout(sample(b"old")), tmp_path / "layout")
+    async with running_images(config_for(tmp_path, registry)) as images:
+        await images.take(str(lay), where="app.tar", name=f"{registry.host}/imported:1", tag="")
+        found = await images.pull(f"{registry.host}/app:1", None)
+        assert f"{registry.host}/imported:1" in found.tags
+    assert {repository for repository, _ in await delivering(tmp_path, registry)} == {"app"}
+
+
+async def test_a_repository_delivered_its_own_blobs_only(tmp_path: Path, registry: FakeRegistry) -> None:
+    """The same config with layers that are compressed otherwise: the same image, and other blobs."""
+    first = image(layer({"a": b"a"}, compression="gzip"))
+    second = image(layer({"a": b"a"}, compression="zstd"))
+    assert first.id == second.id
+    registry.add("gz", first, tag="1")
+    registry.add("zst", second, tag="1")
+    registry.add("too", second, tag="1")
+    async with running_images(config_for(tmp_path, registry)) as images:
+        for name in ("gz", "zst", "too"):
+            await images.pull(f"{registry.host}/{name}:1", None)
+    found = await delivering(tmp_path, registry)
+    blob = Digest.parse(digest_of(second.layers[0].blob))
+    assert {repository for repository, one in found if one == blob} == {"zst", "too"}
+    assert {repository for repository, _ in found} == {"zst", "too"}
 
 
 @pytest.mark.parametrize("point", ["repair.keep", "repair.replace", "index.commit.fill", "index.commit.migrate"])
