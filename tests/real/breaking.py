@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import functools
+import json
 import os
 import random
 import shutil
@@ -31,6 +32,7 @@ from tests.fakes.images import Dir, FakeImage, Link, layer
 from tests.fakes.images import image as image_for
 from tests.real.programs import run
 from tests.real.shim import Shim
+from tests.unspoken import page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,6 +262,15 @@ class Node:
         places = ("overlay", "overlay/l", "blobs/sha256", "ingest", "staging", "trash")
         return {f"{place}/{name}" for place in places for name in os.listdir(self.root / place)}
 
+    async def spoil(self, one: Sample) -> None:
+        """Have *one* here, with a file of its second layer emptied, which is on the disk."""
+        async with self.looking() as images:
+            found = await images.pull(self.name(one), None)
+            file = self.directory(found, 1) / next(name for name in one.files[1] if name != "etc/link")
+        with file.open("r+b") as emptied:
+            emptied.truncate()
+            os.fsync(emptied.fileno())
+
     async def prepare(self, one: Sample) -> None:
         """Have *one* on the node, and nothing else."""
         async with self.looking() as images:
@@ -277,7 +288,7 @@ class Node:
             self.slowest_start = max(self.slowest_start, time.monotonic() - begun)  # I6
             await images._store.emptied()
             self.must_be_whole(must_be_there(images, self.name(kept)), kept)  # I5
-            found = images.find(self.name(broken))
+            found = await images.usable(self.name(broken))
             if acknowledged is not None:
                 assert (found is not None) is acknowledged, f"{broken.name} was {acknowledged=}"  # I2
             if found is not None:
@@ -287,6 +298,7 @@ class Node:
             await images.remove(self.name(broken), 10.0)
             images._store._grace.clear()
             await images._store.collect()
+            await images.scrub.bury()  # as a daemon does in its first minute
             await images._store.emptied()
             await self.swept()
             left = self.files()
@@ -353,7 +365,7 @@ def must_be_there(images: Images, name: str) -> Image:
 
 
 class Call(threading.Thread):
-    """PullImage or RemoveImage in a thread; *done* tells whether it was acknowledged."""
+    """PullImage, RemoveImage or a check that repairs, in a thread; *done* tells whether it was acknowledged."""
 
     def __init__(self, shim: Shim, method: str, name: str) -> None:
         super().__init__(daemon=True)
@@ -363,9 +375,18 @@ class Call(threading.Thread):
 
     def run(self) -> None:
         try:
+            if self._method == "repair":
+                self.done = self._repaired()
+                return
             if self._method != "stop":
                 with Client(self._shim.socket) as client:
                     getattr(client, self._method)(self._name)
             self.done = True
-        except ShimError:
+        except (ShimError, OSError):
             self.done = False
+
+    def _repaired(self) -> bool:
+        admin, query = self._shim.state / "admin.sock", "depth=quick&repair=1&"
+        while (found := json.loads(page(admin, f"/check?{query}wait=10") or '{"state": ""}'))["state"] == "running":
+            query = ""
+        return found["state"] == "done" and not found["left"]

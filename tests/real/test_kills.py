@@ -1,4 +1,4 @@
-"""The daemon is killed, or the power is cut, at every step of a pull and of a removal (the kill matrix K01 to K20).
+"""The daemon is killed, or the power is cut, at every step of a pull and of a removal (the kill matrix K01 to K21).
 
 After each the root is opened again and must hold what it promised: I1 what is listed is whole, every byte of it; I2 what
 was acknowledged is there; I3 the same pull brings what is not; I4 nothing is left over; I5 other images are as they
@@ -35,7 +35,7 @@ KEPT, BROKEN = sample("kept", 1, large=MIB), sample("broken", 2)
 class Case:
     """A step: a failpoint and at which hit, or with "manifest", "blob:90", "small:50" (per cent), "reply" a moment.
 
-    *operation*: pull, remove, start, stop. *there*: whether the image must be there afterwards, None for either.
+    *operation*: pull, remove, repair, stop. *there*: whether the image must be there afterwards, None for either.
     """
 
     name: str
@@ -81,6 +81,12 @@ CASES = [
     Case("K15 removal acknowledged", "reply", operation="remove", there=False),
     Case("K16 layers, before their rows", "index.commit.drop_layers", operation="remove", there=False),
     Case("K17 closing", "index.close", operation="stop", there=True),
+    Case("K21 repair, before the new layer leaves staging", "layer.aside.rename", operation="repair"),
+    Case("K21 repair, before the exchange", "layer.exchange", operation="repair"),
+    Case("K21 repair, after the exchange", "layer.overlay.sync", operation="repair"),
+    Case("K21 repair, exchanged and synced", "layer.committed", operation="repair"),
+    Case("K21 repair, a chain stands on it", "layer.overlay.sync", operation="repair", runtime="cri-o"),
+    Case("K21 repaired", "reply", operation="repair", there=True),
 ]
 IDS = [case.name.replace(" ", "-").replace(",", "") for case in CASES]
 
@@ -129,6 +135,8 @@ def _broken_at(node: Node, case: Case, mode: int) -> None:
     moment, _, per_cent = case.point.partition(":")
     if case.operation in ("remove", "stop"):
         asyncio.run(pulled(node))
+    elif case.operation == "repair":
+        asyncio.run(node.spoil(BROKEN))
     gate = None
     if moment in ("manifest", "blob", "small"):
         gate = held(node, moment, int(per_cent or 0))
@@ -232,8 +240,6 @@ ELSEWHERE = {
     "index.commit.recover": "start-up after a kill, in test_kills_at_random.py",
     "index.commit.put_opening": "stale_if_unreachable_seconds, off by default; holds no promise about images",
     "index.commit.drop_openings": "stale_if_unreachable_seconds, off by default; holds no promise about images",
-    "layer.aside.rename": "a damaged layer is replaced, in tests/images/test_scrub.py",
-    "layer.exchange": "a damaged layer is replaced, in tests/images/test_scrub.py",
     "layer.exchange.old": "the same without RENAME_EXCHANGE, in tests/rootfs/test_commit.py",
     "layer.exchange.new": "the same without RENAME_EXCHANGE, in tests/rootfs/test_commit.py",
     "layer.rename.plain": "filesystems without RENAME_NOREPLACE, in tests/rootfs/test_commit.py",
