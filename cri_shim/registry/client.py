@@ -139,7 +139,7 @@ class Client:
         self._health = Health(clock)
         self._terms = terms
         self._clock = clock
-        self._several = replace(several or Several(), connections=Connections(), clock=clock)
+        self._several = replace(several or Several(), connections=Connections(clock), clock=clock)
         self._several.rates.follow(terms.rates)
 
     def follow(self, terms: Terms) -> None:

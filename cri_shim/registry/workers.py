@@ -18,6 +18,7 @@ from cri_shim.errors import Cancelled, ConfigError, ContentRejected, Denied, Lim
 from cri_shim.registry.cancel import Branch
 from cri_shim.registry.connections import Bounds, Connections
 from cri_shim.registry.failure import HostFailed
+from cri_shim.registry.flow import Flow
 from cri_shim.registry.growth import LEAST_BLOB_BYTES, Growth
 from cri_shim.registry.rates import Rates
 from cri_shim.registry.wire import monotonic
@@ -75,6 +76,7 @@ class Workers:
         self._host = host
         self._segments = segments
         self._several = several
+        self._flow = several.payers.heaviest if several.payers is not None else Flow(host)
         self._whole = whole
         self._branch = Branch(whole)
         self._growth = several.growth(several.bounds.per_blob)
@@ -88,7 +90,7 @@ class Workers:
         self.ranges_work = True  # as far as is known
 
     def __enter__(self) -> Self:
-        self._left.enter_context(self._several.connections.first(self._host))
+        self._left.enter_context(self._several.connections.first(self._host, self._flow))
         self._left.enter_context(self._whole.doing(self._stopped))
         return self
 
@@ -132,7 +134,7 @@ class Workers:
             self._wanted = self._growth.look(several.clock(), received, rest, self._running + 1)
             missing = self._wanted - 1 - self._running
         for _ in range(missing):
-            if not several.connections.another(self._host, several.bounds):
+            if not several.connections.another(self._host, several.bounds, self._flow):
                 return
             segments.cut(mine, several.segment_bytes)
             self._begin()
@@ -174,17 +176,20 @@ class Workers:
     def _work(self) -> None:
         while (segment := self._another()) is not None:
             self._bring(segment)
-        self._several.connections.close(self._host)
+        self._several.connections.close(self._host, self._flow)
 
     def _another(self) -> Segment | None:
         """Return what one of the others should fetch now, None when it is to end, and does not count any more."""
         with self._changed:
-            leaves = self._branch.cancelled or self._running > self._wanted - 1
+            leaves = self._branch.cancelled or self._running > self._wanted - 1 or self._must_yield()
             segment = None if leaves else self._take()
             if segment is None:
                 self._running -= 1
             self._changed.notify_all()
             return segment
+
+    def _must_yield(self) -> bool:
+        return self._several.connections.must_yield(self._host, self._several.bounds, self._flow)
 
     def _bring(self, segment: Segment) -> None:
         assert self._fetch is not None

@@ -13,6 +13,7 @@ from cri_shim.errors import Cancelled, NoSpace
 from cri_shim.registry.cancel import Cancel
 from cri_shim.registry.client import Client
 from cri_shim.registry.connections import Bounds, Connections
+from cri_shim.registry.flow import Flow
 from cri_shim.registry.growth import Growth
 from cri_shim.registry.hosts import Hosts
 from cri_shim.registry.retry import Pace
@@ -22,6 +23,7 @@ from cri_shim.registry.transport import Transport
 from cri_shim.registry.workers import Several
 from cri_shim.store.ingest import Arrival, Ingest
 from tests.fakes.misbehaviour import Answer, Exchange, status
+from tests.fakes.rootfs_jobs import until
 
 MIB = 1 << 20
 DATA = b"".join(bytes([one]) * MIB for one in range(24))
@@ -66,6 +68,7 @@ class Link:
         self.others_came = registry.gate()
         self.first_bytes = first_bytes
         self.others = others
+        self.others_release = True
         self._lock = threading.Lock()
         self.requests = 0
         registry.on("GET", "/blobs/", self)
@@ -75,7 +78,8 @@ class Link:
             self.requests += 1
             first = self.requests == 1
         if not first:
-            self.others_came.release()
+            if self.others_release:
+                self.others_came.release()
             self.others(exchange)
             return
         answer = exchange.default().with_headers(etag=TAG)
@@ -107,15 +111,17 @@ class Bench:
         self.growths.append(Always(most))
         return self.growths[-1]
 
-    def download(self, sink=None, cancel: Cancel | None = None):
-        client = Client(
+    def client(self) -> Client:
+        return Client(
             self.transport,
             Hosts(str(self.desk.certs)),
             pace=self.pace,
             terms=Terms(connections=self.bounds),
             several=Several(least_blob_bytes=self.least_blob_bytes, segment_bytes=4 * MIB, growth=self.made),
         )
-        return client.download(
+
+    def download(self, sink=None, cancel: Cancel | None = None, client: Client | None = None):
+        return (client or self.client()).download(
             self.kit.reference(f"{self.registry.host}/team/app"),
             self.kit.descriptor(DATA),
             ANONYMOUS,
@@ -348,14 +354,96 @@ def test_a_host_that_answers_no_part_rightly_sends_the_whole(bench, registry):
 
 
 def test_as_many_to_a_host_and_in_all_as_are_allowed():
-    connections, bounds = Connections(), Bounds(per_blob=9, per_host=2, total=3)
-    with connections.first("a"), connections.first("b"):
-        assert [connections.another("a", bounds) for _ in range(2)] == [True, False]
-        assert not connections.another("b", bounds)  # three in all
-        connections.close("a")
-        assert connections.another("b", bounds)
-        connections.close("b")
+    connections, bounds, flow = Connections(), Bounds(per_blob=9, per_host=2, total=3), Flow("one")
+    with connections.first("a", flow), connections.first("b", flow):
+        assert [connections.another("a", bounds, flow) for _ in range(2)] == [True, False]
+        assert not connections.another("b", bounds, flow)  # three in all
+        assert not connections.must_yield("a", bounds, flow)  # to nobody
+        connections.close("a", flow)
+        assert connections.another("b", bounds, flow)
+        connections.close("b", flow)
     assert (connections.open_to("a"), connections.open_to("b")) == (0, 0)
+    assert not connections._wanting
+
+
+def taken(connections: Connections, host: str, bounds: Bounds, flow: Flow) -> int:
+    """Have as many as there are."""
+    number = 0
+    while connections.another(host, bounds, flow):
+        number += 1
+    return number
+
+
+def yielded(connections: Connections, host: str, bounds: Bounds, flow: Flow) -> int:
+    """Give up as many as are due to others."""
+    number = 0
+    while connections.must_yield(host, bounds, flow):
+        connections.close(host, flow)
+        number += 1
+    return number
+
+
+@pytest.mark.parametrize("bounds", [Bounds(per_host=12, total=99), Bounds(per_host=99, total=12)])
+@pytest.mark.parametrize(("weight", "due"), [(100, 6), (400, 9), (10, 1)])
+def test_who_comes_later_gets_what_others_have_beyond_their_share(bounds, weight, due):
+    connections, early, late = Connections(), Flow("early"), Flow("late", weight)
+    hosts = ("a", "a" if bounds.per_host == 12 else "b")
+    with connections.first("a", early):
+        assert taken(connections, "a", bounds, early) == 11  # nobody else is there: all
+        with connections.first(hosts[1], late):
+            assert yielded(connections, "a", bounds, early) == 0  # it wants no more than its first
+            got = 1 + taken(connections, hosts[1], bounds, late)
+            while gone := yielded(connections, "a", bounds, early):
+                assert gone <= 2  # no more than makes room for one
+                assert taken(connections, "a", bounds, early) == 0
+                got += taken(connections, hosts[1], bounds, late)
+            assert got == due
+            assert yielded(connections, hosts[1], bounds, late) == 0
+            for _ in range(got - 1):
+                connections.close(hosts[1], late)
+        assert taken(connections, "a", bounds, early) == got - (due == 1)  # all, again
+
+
+def test_a_connection_that_is_due_to_another_image_ends_with_its_segment(bench, registry, monkeypatch):
+    bench.bounds = Bounds(per_blob=4, total=4)
+    client, other = bench.client(), Flow("other")
+    connections, closed = client._several.connections, []
+    close = connections.close
+
+    def noted(host: str, flow: Flow) -> None:
+        closed.append((flow, bench.ingest.present_bytes))
+        link.others_came.release()
+        close(host, flow)
+
+    monkeypatch.setattr(connections, "close", noted)
+
+    def others(exchange: Exchange) -> None:
+        until(lambda: closed or connections.open_to(registry.host) == 4, "as many as there are")
+        if not closed:
+            assert not connections.another(registry.host, bench.bounds, other)
+        HONEST(exchange)
+
+    link = Link(registry, others=others)
+    link.others_release = False
+    with connections.first(registry.host, other):
+        bench.download(client=client)
+    assert bench.whole
+    # The first is at its 2 MiB, two others at their first 4 each; without this they would go on to the end.
+    assert closed[0][0] is not other
+    assert closed[0][1] <= 11 * MIB
+
+
+def test_who_does_not_ask_again_wants_no_more():
+    now = [0.0]
+    connections, bounds = Connections(lambda: now[0]), Bounds(total=4)
+    early, late = Flow("early"), Flow("late")
+    with connections.first("a", early), connections.first("a", late):
+        assert taken(connections, "a", bounds, early) == 2
+        assert not connections.another("a", bounds, late)
+        now[0] = 4.9
+        assert connections.must_yield("a", bounds, early)
+        now[0] = 5.0
+        assert not connections.must_yield("a", bounds, early)
 
 
 @dataclass
