@@ -146,7 +146,7 @@ class Puller:
         self._flows: WeakValueDictionary[tuple[str, ...], Flow] = WeakValueDictionary()
         self.running: dict[int, PullProgress] = {}
         self.recent: list[PullProgress] = []
-        self.ended: Ended = lambda _progress, _error: None
+        self.ended: list[Ended] = []
 
     async def pull(self, name: str, given: Credential | None, weight: int = ORDINARY) -> Image:
         """Bring the image *name* onto this node, or show that the caller may use the one that is here.
@@ -198,15 +198,19 @@ class Puller:
                 image = await self._given(reference, credentials, progress)
         except BaseException as error:
             progress.end(error=str(error) or type(error).__name__)
-            self.ended(progress, error)
+            self._tell(progress, error)
             raise
         else:
             progress.end(image=str(image.id))
-            self.ended(progress, None)
+            self._tell(progress, None)
             return image
         finally:
             del self.running[id(progress)]
             self.recent = [*self.recent[-199:], progress]
+
+    def _tell(self, progress: PullProgress, error: BaseException | None) -> None:
+        for tell in self.ended:
+            tell(progress, error)
 
     async def _given(self, reference: Reference, credentials: tuple[Credential, ...], progress: PullProgress) -> Image:
         """Bring the image and give it to the runtimes; again where it was removed before they had it."""

@@ -197,8 +197,8 @@ class Images:
         )
 
     def when_pulled(self, tell: Ended) -> None:
-        """Have *tell* called on the event loop whenever a pull has ended; it must not raise."""
-        self._puller.ended = tell
+        """Have *tell* called as well, on the event loop, whenever a pull has ended; it must not raise."""
+        self._puller.ended.append(tell)
 
     def _arriving(self) -> Usage:
         arriving = [transfer.arrived_bytes for transfer in self._layers.transfers if transfer.ingest is not None]

@@ -1,7 +1,8 @@
 """The admin socket: pages over HTTP/1.1 on a socket of root alone, so that curl can ask too (`GET /status`).
 
 Small on purpose: one request per connection, no body, a head of 8 KiB and five seconds at most, sixteen at once. A
-question, which somebody else has to be asked for, may take longer.
+question, which somebody else has to be asked for, may take longer. A stream goes on until its reader leaves, or is too
+slow for it; there are four at most.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import os
 import socket
 import urllib.parse
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,23 @@ from cri_shim.server.endpoint import make_free, narrow_umask
 from rootfs.errors import RootfsError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     Page = Callable[[], object]
     Question = Callable[[Mapping[str, str]], Awaitable[object]]
+    Stream = Callable[[], AsyncGenerator[str, None]]
 
 log = logging.getLogger(__name__)
 
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+)
 LONGEST_HEAD_BYTES = 8192
 _PATIENCE_SECONDS = 5.0
 _QUESTION_SECONDS = 3600.0  # an import may copy many gigabytes
 _AT_ONCE = 16
+_STREAMS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,19 @@ class Text:
 class Admin:
     """Answers with the pages of *pages*, a path each; a page is whatever JSON can tell, or a `Text`.
 
-    *questions* are pages that take the fields of the query, and time.
+    *questions* are pages that take the fields of the query, and time; *streams* are server-sent events.
     """
 
-    def __init__(self, pages: Mapping[str, Page], questions: Mapping[str, Question] | None = None) -> None:
+    def __init__(
+        self,
+        pages: Mapping[str, Page],
+        questions: Mapping[str, Question] | None = None,
+        streams: Mapping[str, Stream] | None = None,
+    ) -> None:
         self._pages = pages
         self._questions = questions or {}
-        self._open = 0
+        self._streams = streams or {}
+        self._open = self._streaming = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection; one too many is closed without a word."""
@@ -64,11 +76,12 @@ class Admin:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 head = await _read_head(reader)
-            async with asyncio.timeout(_QUESTION_SECONDS):
-                status, body = await self._respond(head)
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                writer.write(_response(body if isinstance(body, Text) else _as_json(status, body)))
-                await writer.drain()
+            if (stream := self._streams.get(_path(head))) is not None:
+                await self._flow(stream, writer)
+            else:
+                async with asyncio.timeout(_QUESTION_SECONDS):
+                    status, body = await self._respond(head)
+                await _written(writer, _response(body if isinstance(body, Text) else _as_json(status, body)))
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             log.debug("an admin connection ended early")
         finally:
@@ -76,6 +89,19 @@ class Admin:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
+
+    async def _flow(self, stream: Stream, writer: asyncio.StreamWriter) -> None:
+        if self._streaming == _STREAMS_AT_ONCE:
+            busy = _as_json("503 Service Unavailable", {"error": f"{_STREAMS_AT_ONCE} listen already"})
+            return await _written(writer, _response(busy))
+        self._streaming += 1
+        try:
+            await _written(writer, _STREAM_HEAD)
+            async with aclosing(stream()) as pieces:
+                async for piece in pieces:
+                    await _written(writer, piece.encode())
+        finally:
+            self._streaming -= 1
 
     async def _respond(self, head: bytes | None) -> tuple[str, object]:
         if head is None:
@@ -108,13 +134,29 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes | None:
         return None
 
 
+def _path(head: bytes | None) -> str:
+    """Return the path of a GET, "" for any other request."""
+    line = (head or b"").partition(b"\r\n")[0].decode("ascii", "replace")
+    method, _, rest = line.partition(" ")
+    return rest.partition(" ")[0].partition("?")[0] if method == "GET" else ""
+
+
+async def _written(writer: asyncio.StreamWriter, data: bytes) -> None:
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        writer.write(data)
+        await writer.drain()
+
+
 async def _at_once(page: Page) -> object:
     return page()
 
 
 @asynccontextmanager
 async def admin_socket(
-    path: Path, pages: Mapping[str, Page], questions: Mapping[str, Question] | None = None
+    path: Path,
+    pages: Mapping[str, Page],
+    questions: Mapping[str, Question] | None = None,
+    streams: Mapping[str, Stream] | None = None,
 ) -> AsyncIterator[None]:
     """Answer on *path*, mode 0600, while the block runs.
 
@@ -126,7 +168,7 @@ async def admin_socket(
         with narrow_umask():
             listening.bind(os.fspath(path))
         server = await asyncio.start_unix_server(
-            Admin(pages, questions).answer, sock=listening, limit=LONGEST_HEAD_BYTES
+            Admin(pages, questions, streams).answer, sock=listening, limit=LONGEST_HEAD_BYTES
         )
         try:
             yield

@@ -33,6 +33,7 @@ from cri_shim.server.counting import count_call, measure_lag
 from cri_shim.server.dfpage import df_page
 from cri_shim.server.dump import Dump
 from cri_shim.server.endpoint import make_free, narrow_umask, open_to, path_of
+from cri_shim.server.events import Events
 from cri_shim.server.harden import harden
 from cri_shim.server.health import Health, Readiness, alive_page, ready_page
 from cri_shim.server.imagepage import image_page
@@ -166,6 +167,8 @@ async def _serve(
     readiness = Readiness(gate, config.root)
     prepull, adoption = prepull_of(config), AdoptAtFirst(Path(config.root), wanted=config.adopt)
     async with open_images() as images:
+        events = Events(images.pulls)
+        images.when_pulled(events.ended)
         pages: dict[str, Page] = {
             "/status": lambda: {
                 **_status(config, images, gate),
@@ -180,7 +183,12 @@ async def _serve(
             **dict.fromkeys(METRICS, lambda _query: metrics_page(beside.metrics, images, config.root)),
         }
         async with (
-            admin_socket(Path(config.state) / "admin.sock", pages | probed, _questions(config, images) | scraped),
+            admin_socket(
+                Path(config.state) / "admin.sock",
+                pages | probed,
+                _questions(config, images) | scraped,
+                {"/events": events.stream},
+            ),
             listening_on(config.metrics_listen, probed, scraped) as scraped_at,
             _listening(config, listen, images, gate, Health(readiness)),
             _telling(notifier, images),

@@ -126,6 +126,9 @@ class FakeImages:
     def pulling(self, text):
         return self.running.get(text)
 
+    def when_pulled(self, tell):
+        pass
+
     def records(self):
         return {"running": [], "recent": []}
 
