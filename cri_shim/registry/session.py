@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.errors import Denied, Unauthenticated
-from cri_shim.registry.answers import named, refusal
+from cri_shim.registry.answers import named, refusal, temporary
 from cri_shim.registry.challenge import Challenge, choose, parse_challenges
 from cri_shim.registry.failure import HostFailed, Refused, RefusedAbroad
 from cri_shim.registry.hops import Landed, follow
@@ -195,10 +195,11 @@ class Session:
             reply.discard()
             where = f"{self.host.name} sent us to {reply.url.authority}"
             raise RefusedAbroad(f"{where}, which answered {reply.status}; credentials are not shown there")
-        error = refusal(reply, f"{method} {path}", self.credential, self._hidden(), self.pace.wall())
-        if isinstance(error, HostFailed):
-            self.pace.heard(reply.url.authority, error)  # it may be another host than the one that was asked
-        raise error
+        busy = temporary(reply, "", self.pace.wall())
+        if busy is not None:
+            # Before its body is read, which may take a while; and it may be another host than the one that was asked.
+            self.pace.heard(reply.url.authority, busy)
+        raise refusal(reply, f"{method} {path}", self.credential, self._hidden(), self.pace.wall())
 
     def _authenticated(self, method: str, path: str, headers: Headers) -> Landed:
         """Send the request as what is known has it, and once more as a 401 has it."""

@@ -17,6 +17,7 @@ from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.retry import ATTEMPTS
 from tests.fakes.misbehaviour import Exchange, redirect, status
 from tests.fakes.registry import Bearer, FakeRegistry
+from tests.fakes.rootfs_jobs import until
 
 SECONDS = 30
 BUSY = status(429, headers=[("Retry-After", str(SECONDS))])
@@ -88,6 +89,25 @@ def test_a_pull_that_comes_while_another_waits_waits_with_it(desk, registry, nam
     assert len(done) == 2
     assert len(watch.came) == 3
     assert watch.too_early == []
+
+
+def test_it_counts_from_the_head_of_the_answer_on_however_slowly_the_rest_comes(desk, registry, name):
+    gate = registry.gate()
+
+    def slowly(exchange: Exchange) -> None:
+        exchange.head(429, (("Retry-After", str(SECONDS)), ("Content-Length", "2")))
+        gate.pass_through()
+        exchange.send(b"{}")
+
+    registry.on("GET", "/manifests/", slowly, times=1)
+    pull = threading.Thread(target=desk.manifest, args=(name,))
+    pull.start()
+    pace = desk.client._means.pace
+    until(lambda: registry.host in pace._until, "the news")
+    assert registry.count() == 1
+    gate.release()
+    pull.join(PATIENCE)
+    assert desk.clock.slept == [SECONDS]
 
 
 def test_a_host_that_closes_while_a_token_is_fetched_is_not_asked_with_it(desk, registry, name, kit):
