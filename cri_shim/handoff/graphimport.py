@@ -89,10 +89,22 @@ class GraphImport:
         _log.info("imported %d of %d images of containers-storage", sum(not one.failure for one in taken), len(taken))
         return Taken(tuple(taken), tally)
 
+    async def adopt(self) -> Taken:
+        """Import everything from the configured graph roots; a node without any has nothing to take over.
+
+        Raises:
+            InvalidRequest, HandOffFailed: as `run`.
+        """
+        return await self.run() if await self._in_thread(self._present) else Taken((), Tally())
+
+    def _present(self) -> tuple[Path, ...]:
+        """Return the configured roots that are graph roots, of whatever driver."""
+        return tuple(path for path in self._roots if next(path.glob("*-images"), None) is not None)
+
     async def _wanted(self, root: str) -> tuple[Path, ...]:
         if root:
             return (Path(root),)
-        there = await self._in_thread(lambda: tuple(path for path in self._roots if path.is_dir()))
+        there = await self._in_thread(self._present)
         if not there:
             raise InvalidRequest(
                 f"no containers_storage_roots is there ({', '.join(map(str, self._roots))}): give the graph root after "

@@ -64,11 +64,11 @@ def intake_of(
 ) -> Intake:
     """Return the ways in beside pulls; images are taken over from the runtime where there is one to take them from."""
     roots = tuple(map(Path, config.containers_storage_roots))
-    storage = GraphImport(store, importer, roots, DaemonExecutor("graph-root", 1)).run
+    storage = GraphImport(store, importer, roots, DaemonExecutor("graph-root", 1))
     containerd = next(
         (Adoption(one, importer, publishing).run for one in handoffs if isinstance(one, Containerd)), None
     )
-    return Intake(importer, storage if config.runtime == "cri-o" else containerd, containerd, storage)
+    return Intake(importer, storage.adopt if config.runtime == "cri-o" else containerd, containerd, storage.run)
 
 
 def names_of(config: Config) -> frozenset[HandOffName]:

@@ -448,3 +448,15 @@ async def test_the_first_start_beside_cri_o_takes_over_what_it_has(tmp_path, reg
         assert [one.tags for one in images.images()] == [(NAME,)]
         (published,) = json.loads((tmp_path / "root/overlay-images/images.json").read_text())
         assert NAME in published["names"]
+
+
+@pytest.mark.parametrize("root", ["absent", "empty"])
+async def test_a_new_node_has_nothing_to_take_over(tmp_path, registry, root):
+    (tmp_path / "empty").mkdir()
+    config = config_for(tmp_path, registry, runtime="cri-o", containers_storage_roots=(str(tmp_path / root),))
+    async with running_images(config) as images:
+        adoption = AdoptAtFirst(tmp_path / "root", wanted=True)
+        await adoption.run(images)
+        assert (adoption.status()["state"], adoption.status()["taken"]) == ("done", 0)
+        with pytest.raises(InvalidRequest, match="no containers_storage_roots is there"):
+            await take(images)
