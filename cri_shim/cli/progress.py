@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BAR: Final = 40
 _NARROWEST_BAR: Final = 10
-_BESIDE_BAR: Final = 58  # digest, state, sizes, and what is between them
+_BEFORE_BAR: Final = 29  # digest, state, and what is around the bar
 _WORDS: Final = {
     "present": "here already",
     "joined": "comes with another pull",
@@ -29,7 +29,8 @@ def drawn(record: Record, width: int, rate_bytes: float = 0.0) -> list[str]:
         width: Columns of the terminal.
         rate_bytes: Bytes per second at which it comes at the moment; 0 is unknown.
     """
-    bar = max(_NARROWEST_BAR, min(BAR, width - _BESIDE_BAR))
+    longest = max((len(_tail(layer)) for layer in record["layers"]), default=0)
+    bar = max(_NARROWEST_BAR, min(BAR, width - _BEFORE_BAR - longest))
     lines = [f"{record['name']}: {record['phase']}", *(_layer(layer, bar) for layer in record["layers"])]
     lines.append(footer(record, rate_bytes))
     return [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
@@ -65,10 +66,17 @@ def rate(before: Record | None, now: Record) -> float:
 
 def _layer(layer: Record, bar: int) -> str:
     state, size = _state(layer), layer["size_bytes"]
-    there = layer.get("arrived_bytes", size if layer["reused"] else 0)
-    full = bar if size == 0 else min(bar, bar * there // size)
-    sizes = f"{human_size(there)}/{human_size(size)}"
-    return f"{_short(layer['blob'])}: {state:<12} |{'=' * full}{'-' * (bar - full)}| {sizes}{_from(layer)}"
+    full = bar if size == 0 else min(bar, bar * _there(layer) // size)
+    return f"{_short(layer['blob'])}: {state:<12} |{'=' * full}{'-' * (bar - full)}|{_tail(layer)}"
+
+
+def _tail(layer: Record) -> str:
+    """Return what stands behind the bar: sizes, and who sends it. The bar leaves room for that."""
+    return f" {human_size(_there(layer))}/{human_size(layer['size_bytes'])}{_from(layer)}"
+
+
+def _there(layer: Record) -> int:
+    return int(layer.get("arrived_bytes", layer["size_bytes"] if layer["reused"] else 0))
 
 
 def _state(layer: Record) -> str:

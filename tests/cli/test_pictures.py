@@ -44,6 +44,13 @@ def test_a_pull_is_drawn_with_a_bar_for_each_layer():
     ]
 
 
+def test_the_bar_leaves_room_for_who_sends_it():
+    layers = [{**record()["layers"][0], "host": "registry.example.com:5000", "resumed_bytes": 0}]
+    (_, row, _) = drawn(record(layers=layers), 80)
+    assert len(row) == 80
+    assert row == f"{'a' * 12}: fetching     |==---------| 250B/1kB from registry.example.com:5000"
+
+
 @pytest.mark.parametrize("width", [1, 20, 60, 80])
 def test_no_line_is_longer_than_the_terminal_is_wide(width):
     assert max(map(len, drawn(record(), width))) <= width
