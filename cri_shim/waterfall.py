@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Record = Mapping[str, Any]
 
 LEGEND: Final = "waiting .   fetching -   fetching and unpacking =   unpacking, syncing #"
-WORDS: Final = {"present": "here already", "joined": "comes with another pull"}
+WORDS: Final = {"present": "here already", "joined": "by another pull"}
 _PHASES: Final = ("queued", "fetch_start", "fetch_end", "unpack_start", "unpack_end")
 _STEPS: Final = {
     "resolving": "manifest",
@@ -138,7 +138,7 @@ def _row(row: Record, total_ms: float, room: int, *, last: bool) -> str:
     if not span.end:
         return f"{text}|{'not begun':^{room}}|"
     times = [f"{span.unpack_end - span.queued:.0f} ms"] if span.unpack_end else ["not whole"]
-    times += [f"fetch {span.fetch_end - span.fetch_start:.0f}"] if span.fetch_end else []
+    times += [f"fetch {span.fetch_end - span.fetch_start:.0f}"] if span.fetch_end and row["why"] != "joined" else []
     times += [WORDS["joined"]] if row["why"] == "joined" else []
     return f"{text}|{bar(span, total_ms, room)}| {', '.join(times)}{'  < last' if last else ''}"
 
@@ -153,7 +153,7 @@ def _origin(row: Record) -> tuple[str, str, str, str]:
     size = human_size(row["size_bytes"])
     if row["why"] == "present":
         return f"  {short(row['blob'])}", size, WORDS["present"], ""
-    host = row.get("host") or "nobody yet"
+    host = row.get("host") or (WORDS["joined"] if row["why"] == "joined" else "nobody yet")
     resumed = row.get("resumed_bytes") or 0
     came = f"{host}, {human_size(resumed)} were here" if resumed else host
     return f"  {short(row['blob'])}", size, came, row.get("credential") or ""

@@ -19,6 +19,7 @@ from cri_shim.errors import ShimError
 from cri_shim.log import printable
 from cri_shim.table import human_size, table
 from cri_shim.waterfall import drawn as drawn_waterfall
+from cri_shim.waterfall import fetched_bytes
 
 if TYPE_CHECKING:
     import argparse
@@ -151,6 +152,6 @@ def _row(record: Record) -> tuple[str, ...]:
         record["phase"],
         f"{started:%Y-%m-%dT%H:%M:%SZ}",
         took,
-        human_size(record["arrived_bytes"]),
+        human_size(fetched_bytes(record)),
         layers,
     )

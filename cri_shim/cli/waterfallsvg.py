@@ -125,8 +125,9 @@ def _told(row: Record, span: Span) -> str:
 
 
 def _cells(layer: Record) -> str:
-    here = layer["why"] == "present"
-    origin = WORDS["present"] if here else layer.get("host") or "nobody yet"
+    origin = (
+        WORDS["present"] if layer["why"] == "present" else layer.get("host") or WORDS.get(layer["why"], "nobody yet")
+    )
     return (
         f'<tr><td><code>{_text(layer["blob"])}</code></td><td class="n">{human_size(layer["size_bytes"])}</td>'
         f"<td>{_text(origin)}</td><td>{_text(layer.get('credential') or '')}</td></tr>"

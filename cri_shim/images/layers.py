@@ -181,7 +181,7 @@ class Layers:
 
     async def _settle(self, source: Source, layer: Layer, want: Want, lease: Lease) -> None:
         if self._is_here(want) and await self._may_use(source, layer.descriptor, want):
-            return None
+            return self._transfers[want].find()
         self._check_size(layer.descriptor)
         bring = self._weigh if self._is_here(want) else self._arrive
         avoid: frozenset[str] = frozenset()

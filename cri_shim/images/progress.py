@@ -23,6 +23,8 @@ _PHASES = ("queued", "fetch_start", "fetch_end", "unpack_start", "unpack_end")
 class Transfer:
     """One layer on its way from a registry into a directory, shared by every pull that waits for it.
 
+    *found*: another repository's pull had brought it by the time that it was its turn.
+
     Times are monotonic seconds, 0 until the phase is reached. *host* and *credential*, the source of one, tell who
     gave the blob to whom.
     """
@@ -41,6 +43,7 @@ class Transfer:
     entries: int = 0
     unpacked_bytes: int = 0
     compression: str = ""
+    found: bool = False
     ingest: Ingest | None = None
     payers: Payers = field(default_factory=Payers)
 
@@ -52,6 +55,11 @@ class Transfer:
         """Note that no more of the blob will arrive here."""
         if self.ingest is not None:
             self.stopped_bytes, self.ingest = self.ingest.present_bytes, None
+
+    def find(self) -> None:
+        """Note that the layer lies here, although nothing was fetched for this."""
+        self.found = True
+        self.fetch_start = self.fetch_end = self.unpack_start = self.unpack_end = time.monotonic()
 
     def unpacked(self, applied: Applied) -> None:
         """Note that the layer is in its place, and what it was."""
@@ -90,9 +98,14 @@ class LayerProgress:
     media_type: str = ""
 
     @property
+    def came(self) -> str:
+        """How it came after all: who waited for somebody else's has joined him."""
+        return "joined" if self.transfer is not None and self.transfer.found else self.why
+
+    @property
     def reused(self) -> bool:
         """Whether this pull fetched nothing for the layer."""
-        return self.why in ("present", "joined")
+        return self.came in ("present", "joined")
 
 
 @dataclass(slots=True)
@@ -168,7 +181,7 @@ class PullProgress:
             "blob": layer.blob,
             "size_bytes": layer.size_bytes,
             "reused": layer.reused,
-            "why": layer.why,
+            "why": layer.came,
         }
         if layer.transfer is not None:
             transfer = layer.transfer

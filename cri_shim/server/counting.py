@@ -59,7 +59,7 @@ async def measure_lag(metrics: Metrics) -> None:
 
 
 def _count_layer(metrics: Metrics, layer: LayerProgress, fetched: list[Transfer], registry: str) -> None:
-    if (why := _WHY.get(layer.why)) is not None:
+    if (why := _WHY.get(layer.came)) is not None:
         metrics.reused.add(why)
         metrics.skipped_bytes.add(why, by=layer.size_bytes)
         return

@@ -84,10 +84,10 @@ PAGE = {
 def test_pulls_are_listed_with_the_newest_first_and_why_they_failed():
     assert listed(PAGE, 2) == [
         "ID   IMAGE          STATE    STARTED                TOOK   FETCHED   LAYERS",
-        "7    reg.io/a:1     layers   2023-11-14T22:13:20Z   2.0s   250B      3, 1 reused",
-        "7    reg.io/a:1     failed   2023-11-14T22:13:20Z   2.0s   250B      0",
+        "7    reg.io/a:1     layers   2023-11-14T22:13:20Z   2.0s   150B      3, 1 reused",
+        "7    reg.io/a:1     failed   2023-11-14T22:13:20Z   2.0s   0B        0",
         "  no such tag",
-        "7    reg.io/old:1   done     2023-11-14T22:13:20Z   2.0s   250B      3, 1 reused",
+        "7    reg.io/old:1   done     2023-11-14T22:13:20Z   2.0s   150B      3, 1 reused",
     ]
     assert len(listed(PAGE, 0)) == len(listed(PAGE, -1)) == 2
 

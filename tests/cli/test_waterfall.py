@@ -70,7 +70,7 @@ def test_the_whole_picture():
         "",
         "  manifest              |*         | 100 ms",
         f"  {'a' * 12}     1kB  | .-==##   | 600 ms, fetch 300  < last",
-        f"  {'b' * 12}     1kB  |=##       | 300 ms, fetch 100, comes with another pull",
+        f"  {'b' * 12}     1kB  |=##       | 300 ms, by another pull",
         f"  {'c' * 12}     50B  |here already|",
         "  record                |         *| 50 ms",
         "  hand-off              |         *| 50 ms",
@@ -88,6 +88,15 @@ def test_the_whole_picture():
 def test_no_line_of_a_picture_is_longer_than_the_terminal_is_wide(width):
     lines = list(drawn(record(layer(A), layer(B, 100.0), PRESENT), width))
     assert max(map(len, lines)) <= width
+
+
+def test_who_waited_for_another_pull_fetched_nothing():
+    waited = layer(B, reused=True, why="joined", host="", credential="", fetch_start_ms=500.0, fetch_end_ms=500.0,
+                   unpack_start_ms=500.0, unpack_end_ms=500.0)  # fmt: skip
+    lines = list(drawn(record(waited), 64))
+    assert f"  {'b' * 12}     1kB  |.....     | 500 ms, by another pull" in lines
+    assert lines[-1].split() == ["b" * 12, "1kB", "by", "another", "pull"]
+    assert fetched_bytes(record(waited)) == 0
 
 
 def test_what_runs_still_or_failed():

@@ -413,6 +413,30 @@ async def test_every_pull_leaves_a_record(registry: FakeRegistry, images: Images
         assert row["host"] == registry.host
 
 
+async def test_who_waits_for_another_repositorys_pull_is_said_to_have_joined_it(
+    registry: FakeRegistry, images: Images
+) -> None:
+    wanted = image(layer({"a": b"1"}))
+    for repository in ("app", "other"):
+        registry.add(repository, wanted, tag="1")
+    gate = registry.hold(f"/app/blobs/{wanted.layers[0].digest}")
+    first = asyncio.create_task(images.pull(f"{registry.host}/app:1", None))
+    while not registry.requests("GET", "/app/blobs/.*" + wanted.layers[0].digest):
+        await asyncio.sleep(0.001)
+    second = asyncio.create_task(images.pull(f"{registry.host}/other:1", None))
+    while not [one for one in images._layers.transfers if not one.fetch_start]:
+        await asyncio.sleep(0.001)
+    gate.release()
+    await asyncio.gather(first, second)
+    rows = {one["name"].rpartition("/")[2]: one["layers"][0] for one in images.records()["recent"]}
+    assert {name: (row["why"], row["reused"], row["phase"]) for name, row in rows.items()} == {
+        "app:1": ("fetched", False, "done"),
+        "other:1": ("joined", True, "done"),
+    }
+    row = rows["other:1"]
+    assert row["queued_ms"] <= row["fetch_start_ms"] == row["fetch_end_ms"] == row["unpack_end_ms"]
+
+
 async def test_a_mirror_that_sends_wrong_bytes_is_left_for_the_next_host(
     tmp_path: Path, registry: FakeRegistry
 ) -> None:
