@@ -28,6 +28,18 @@ def seed(root: Path, count: int, *, layers: int = 8, tags: int = 3) -> None:
     index.close()
 
 
+def seed_apart(root: Path, count: int, *, layers: int) -> None:
+    """Put *count* images into *root* that share no layer, as a start finds most to do."""
+    layout = Layout(root)
+    layout.prepare()
+    index = Index.open(layout.index)
+    index._db.execute("PRAGMA synchronous=OFF")
+    for number in range(count):
+        mine = tuple(_layer(layout, index, f"{number} {place}") for place in range(layers))
+        index.put_image(_image(layout, number, mine), _names(number, 3))
+    index.close()
+
+
 def _names(number: int, tags: int) -> list[str]:
     name = f"registry.example.com/team{number % 50}/service-{number}"
     return [*(f"{name}:v1.{tag}" for tag in range(tags)), f"{name}@{Digest.of(b'index %d' % number)}"]
