@@ -54,9 +54,11 @@ WEIGHED_BYTES: Final = 256 << 20
 
 _log = logging.getLogger(__name__)
 
+FULL = (NoSpace, errors.NoSpace)
+"""There is no room on the disk."""
+
 # After these what has arrived is of no use to the next pull, or the disk has no room for it.
-_FULL = (NoSpace, errors.NoSpace)
-_VOID = (ContentRejected, StoreDamaged, LayerRejected, ContentMismatch, LimitExceeded, *_FULL)
+_VOID = (ContentRejected, StoreDamaged, LayerRejected, ContentMismatch, LimitExceeded, *FULL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,10 @@ class Layers:
                 if want not in self._flights:
                     self._transfers.pop(want, None)
 
+    async def make_room(self) -> None:
+        """Delete what is kept of interrupted blobs: on a full disk it stands in the way of everything else."""
+        await undisturbed(self._store.partials.prune(self._store, everything=True))
+
     def _is_here(self, want: Want) -> bool:
         catalog = self._store.catalog
         return self._store.has_layer(want.diff_id.hex) and Proof(want.blob, want.diff_id) in catalog.proofs
@@ -227,8 +233,8 @@ class Layers:
             errand.transfer.stop()
             keep = failure is not None and not isinstance(failure, _VOID)
             await undisturbed(store.partials.close(store, ingest, keep=keep))
-            if isinstance(failure, _FULL):
-                await undisturbed(store.partials.prune(store, everything=True))
+            if isinstance(failure, FULL):
+                await self.make_room()
 
     async def _through(self, errand: _Errand, ingest: Ingest, arriving: asyncio.Event) -> Applied:
         """Download and unpack side by side, then commit; return what it was."""

@@ -27,6 +27,7 @@ from cri_shim.errors import (
     Unauthenticated,
 )
 from cri_shim.images.flight import Flights, Rounds, all_of
+from cri_shim.images.layers import FULL
 from cri_shim.images.network import Source
 from cri_shim.images.openings import Openings
 from cri_shim.images.progress import LayerProgress, PullProgress
@@ -375,7 +376,11 @@ class Puller:
                 async with at_once:
                     await self._layers.bring(found.source, layer, lease, rows[layer], progress.flow)
 
-        await all_of(bring(layer) for layer in largest_first)
+        try:
+            await all_of(bring(layer) for layer in largest_first)
+        except FULL:  # the others were interrupted by it, and have kept what they had
+            await self._layers.make_room()
+            raise
 
     async def _record(self, reference: Reference, found: _Found, names: tuple[str, ...], lease: Lease) -> Image:
         source, chosen = found.source, found.chosen

@@ -18,7 +18,8 @@ from cri_shim.images.service import Images
 from cri_shim.registry.reply import FULL_ENOUGH_BYTES
 from cri_shim.server.build import running_images
 from cri_shim.store.image import Usage
-from rootfs.errors import LayerRejected
+from rootfs.errors import LayerRejected, NoSpace
+from rootfs.failpoints import arm
 from tests.fakes.images import FakeImage, layer, layer_of_tar, to_json
 from tests.fakes.images import image as image_for
 from tests.fakes.misbehaviour import partly, status
@@ -168,3 +169,26 @@ async def test_the_rest_of_what_cannot_be_unpacked_is_not_fetched_when_it_is_lar
             gate.release()
         assert (mirror.count("GET", digest), registry.count("GET", digest)) == (int(mirrored), 1)
         assert not list((tmp_path / "root/ingest").iterdir())
+
+
+async def test_a_layer_for_which_there_is_no_room_takes_along_what_the_others_have_of_theirs(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    small, big = layer({"small": b"1"}), layer({"large": CONTENT}, compression="none")
+    registry.add("app", image(small, big), tag="1")
+    first, second = registry.gate(), registry.gate()
+    registry.on("GET", f"/blobs/{small.digest}", partly(1, first), times=1)
+    registry.on("GET", f"/blobs/{big.digest}", partly(SENT, second), times=1)
+    arm("layer.rename=errno:ENOSPC")
+    try:
+        async with running_images(config_for(tmp_path, registry)) as images:
+            pull = asyncio.create_task(images.pull(f"{registry.host}/app:1", None))
+            await arrived(images, SENT - FULL_ENOUGH_BYTES)
+            first.release()
+            with pytest.raises(NoSpace, match="No space left"):
+                await pull
+            second.release()
+            assert images._store.room(Usage(0, 0))["ingest"] == Usage(0, 0)
+            assert os.listdir(tmp_path / "root/ingest") == []
+    finally:
+        arm("")
