@@ -10,6 +10,9 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from cri_shim.errors import NoSpace
+from cri_shim.store.durable import from_os_error
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -46,3 +49,16 @@ class Ballast:
             os.unlink(self._path)
             return True
         return False
+
+
+def lacks_room(directory: Path) -> bool:
+    """Tell whether the disk, or the quota of *directory*, has no room for as much as a `Ballast`."""
+    try:
+        fd = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, bytes(BALLAST_BYTES), 0)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return isinstance(from_os_error(error, directory), NoSpace)
+    return False

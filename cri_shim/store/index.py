@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import NoSpace, StoreDamaged
-from cri_shim.store.ballast import Ballast
+from cri_shim.store.ballast import Ballast, lacks_room
 from cri_shim.store.catalog import Catalog, Layer, Opening
 from cri_shim.store.durable import from_os_error, sync_directory
 from cri_shim.store.image import Image, Usage, image_from, record_of
@@ -286,11 +286,19 @@ class Index:
                 failpoint(point)
                 self._db.execute("COMMIT")
             except BaseException as error:
-                if _is_of_disk(error):
+                no_quota = self._hit_a_quota(error)
+                if _is_of_disk(error) and not no_quota:
                     self._failed = str(error)
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+                if no_quota:
+                    raise NoSpace(f"{self._path}: the quota is used up; free some room there") from error
                 raise
+
+    def _hit_a_quota(self, error: BaseException) -> bool:
+        """SQLite takes a quota for a broken disk; what could not be written is none of the index, and may be again."""
+        refused = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
+        return refused and lacks_room(self._path.parent)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The disk, the kernel and the clock fail (the errno matrix E01 to E15): the pull fails with a sentence, the daemon stays.
 
 After each fault the same pull works without a restart, no other image is harmed, and room that was used is given back.
-E02 (quotas) and E13 (threads) are not here: this kernel has no quota on what CI mounts, and threads are not bounded by
+E02 stands on btrfs, whose quotas need nothing else of the kernel. E13 (threads) is not here: threads are not bounded by
 anything that root cannot go over. E06 (an unpacker without memory) is in tests/rootfs/test_client.py, E08 (clocks) in
 tests/store/test_partials.py and tests/images/test_openings.py, E09 and E10 (a damaged index, lost layers and documents) are in tests/store and
 tests/images, E14 (a renamer) and E15 (cut connections) in tests/rootfs and tests/registry.
@@ -27,7 +27,7 @@ from tests.fakes.registry import FakeRegistry
 from tests.real.breaking import MIB, NOLOGFLUSH, WAIT, Call, Disk, Node, Trace, must_be_there, sample
 from tests.real.programs import run
 
-pytestmark = [pytest.mark.needs("root", "mounts", "mkfs.ext4", "mkfs.xfs", "strace", "chattr")]
+pytestmark = [pytest.mark.needs("root", "mounts", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "btrfs", "strace", "chattr")]
 
 KEPT, WANTED = sample("kept", 1, large=MIB), sample("wanted", 2)
 
@@ -133,6 +133,55 @@ def test_e01_the_inodes_are_used_up(stack, place, registry):
         (others / str(number)).touch()
     assert "No space" in refused(node)
     shutil.rmtree(others)
+    works(node)
+
+
+def node_with_quota(stack: ExitStack, place, registry) -> Node:
+    """A root that is a subvolume of btrfs, whose quotas need nothing else of the kernel, without a limit yet."""
+    disk = Disk(place, "btrfs", 400 * MIB)
+    stack.callback(disk.close)
+    node = Node(place, registry, Trace(place / "trace"), disk)
+    stack.callback(node.end)
+    run("btrfs", "subvolume", "create", node.root)
+    run("btrfs", "quota", "enable", disk.at)
+    run("btrfs", "quota", "rescan", "-w", disk.at)
+    asyncio.run(node.prepare(KEPT))
+    return node
+
+
+def limit(node: Node, more_mib: int | None) -> None:
+    """Let the root take *more_mib* more than it does, None for as much as there is."""
+    run("sync", "--file-system", node.disk.at)
+    shown = run("btrfs", "qgroup", "show", "--raw", "-f", node.root).stdout.splitlines()[-1]
+    most = "none" if more_mib is None else str(int(shown.split()[1]) + more_mib * MIB)
+    run("btrfs", "qgroup", "limit", most, node.root)
+
+
+@pytest.mark.parametrize("left_mib", [2, 14, 24])
+def test_e02_the_quota_is_used_up_at_any_point_of_a_pull(stack, place, registry, left_mib):
+    node = node_with_quota(stack, place, registry)
+    node.start()
+    limit(node, left_mib)
+    said = refused(node)
+    assert "RESOURCE_EXHAUSTED" in said, said
+    assert "quota" in said, said
+    with Client(node.shim.socket) as client:
+        assert len(client.images()) == 1
+    limit(node, None)
+    works(node)
+
+
+def test_e02_an_image_is_removed_with_no_quota_left(stack, place, registry):
+    node = node_with_quota(stack, place, registry)
+    node.start()
+    with Client(node.shim.socket) as client:
+        client.pull(node.name(WANTED))
+        limit(node, 1)
+        fill(node.root / "fill")
+        client.remove(node.name(WANTED))
+        assert len(client.images()) == 1
+    (node.root / "fill").unlink()
+    limit(node, None)
     works(node)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cri_shim.store.ballast import BALLAST_BYTES, Ballast
+from cri_shim.store.ballast import BALLAST_BYTES, Ballast, lacks_room
 from cri_shim.store.index import Index
 from rootfs.failpoints import arm
 
@@ -46,3 +46,16 @@ def test_what_frees_room_is_tried_again_without_it(tmp_path: Path) -> None:
     index.drop_layers((), ())
     assert (tmp_path / "ballast").exists()
     index.close()
+
+
+@pytest.mark.parametrize(("error", "lacks"), [(errno.EDQUOT, True), (errno.ENOSPC, True), (errno.EIO, False)])
+def test_room_is_looked_for_by_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, *, lacks: bool
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    assert lacks_room(tmp_path) is False
+    monkeypatch.setattr(os, "pwrite", refuse)
+    assert lacks_room(tmp_path) is lacks
+    assert list(tmp_path.iterdir()) == []
