@@ -26,7 +26,7 @@ from cri_shim.errors import HandOffFailed, ShimError, StoreDamaged
 from cri_shim.handoff.flat import Flat
 from cri_shim.handoff.lockfile import LockedFile
 from cri_shim.handoff.mounts import mounted
-from cri_shim.handoff.plan import plan_of, put_files, take_files
+from cri_shim.handoff.plan import has_files, plan_of, put_files, take_files
 from cri_shim.handoff.records import Records, decode, encode_images, encode_layers, union
 from cri_shim.handoff.references import References, read_references
 from cri_shim.store.durable import from_os_error
@@ -243,8 +243,20 @@ class ContainersStorage:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self._sweep()
+                await self._look()
             except (ShimError, RootfsError) as error:
                 self._told(f"records that nothing needs any more could not be taken away: {error}")
+
+    async def _look(self) -> None:
+        """Publish those images again of whose files somebody took some away: containers of them could not start."""
+        records = self._records
+        lacking = await self._in_thread(
+            lambda: [image for image in records.images if not has_files(self._root, records, image)]
+        )
+        lost = [image for image in lacking if self._shown.pop(image, None) is not None]
+        if lost:
+            _log.warning("files of %d images in containers-storage are gone, and are made anew", len(lost))
+            self._renew()
 
     def _told(self, failure: str) -> None:
         self._failure = failure

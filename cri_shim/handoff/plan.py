@@ -18,11 +18,13 @@ from cri_shim.store.seal import Seal, decode_seal
 from rootfs.chain import ChainEntry
 from rootfs.digest import Digest
 from rootfs.failpoints import failpoint
+from rootfs.overlay import link_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from cri_shim.handoff.records import Records
     from cri_shim.store.image import Image
     from cri_shim.store.store import Store
 
@@ -115,6 +117,27 @@ def put_files(root: Path, plan: Plan) -> None:
     for name, source in plan.tar_splits.items():
         with contextlib.suppress(FileNotFoundError):  # a layer from before there were any
             _give_name(source, root / "overlay-layers" / name)
+
+
+def has_files(root: Path, records: Records, image: str) -> bool:
+    """Tell whether everything that runtimes open of *image* beside the trees of its layers is there."""
+    record, overlay = records.images[image], root / "overlay"
+    wanted: list[Path] = []
+    for layer in records.chain(image):
+        wanted.append(overlay / "l" / link_name(layer))
+        if records.layers[layer].parent:
+            wanted.append(overlay / layer / "lower")
+        if records.sources[layer] != layer:
+            wanted.append(overlay / layer / "link")
+    try:
+        for path in wanted:
+            path.stat()
+        big_data = root / "overlay-images" / image
+        return all(
+            (big_data / big_data_file(key)).stat().st_size == size for key, size in record.big_data_sizes.items()
+        )
+    except OSError:
+        return False
 
 
 def take_files(root: Path, images: Iterable[str], layers: Iterable[str]) -> None:

@@ -489,3 +489,37 @@ async def test_where_only_cri_o_reads_no_image_is_too_deep(
     async with running_images(dataclasses.replace(config, runtime="cri-o", containers_storage_roots=())) as images:
         await pulled(images, registry, "deep:1")
         assert len(reader.layers()) == 80
+
+
+@pytest.mark.parametrize("which", ["short name", "lower", "link", "document", "document cut"])
+async def test_files_that_somebody_took_away_are_made_anew(
+    tmp_path: Path, registry: FakeRegistry, reader: Reader, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    monkeypatch.setattr(containers_storage, "SWEEP_SECONDS", 0.01)
+    async with running(tmp_path, registry) as images:
+        found = await pulled(images, registry)
+        before = reader.images()
+        overlay, top = tmp_path / "root/overlay", before[found.id.hex]["layer"]
+        lost = {
+            "short name": overlay / "l" / link_name(top),
+            "lower": overlay / top / "lower",
+            "link": overlay / top / "link",
+        }.get(which, tmp_path / "root/overlay-images" / found.id.hex / "manifest")
+        lost.unlink()
+        if which == "document cut":
+            lost.write_bytes(b"{")
+        await until(lambda: os.path.lexists(lost) and lost.stat().st_size > 1)
+        await until(lambda: images._publishing._handoffs[0]._shown.get(found.id.hex) is not None)
+        assert reader.images() == before
+
+
+async def test_nothing_is_made_anew_while_everything_is_there(
+    tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, registry) as images:
+        await pulled(images, registry)
+        handoff = images._publishing._handoffs[0]
+        renewed: list[None] = []
+        monkeypatch.setattr(handoff, "_renew", lambda: renewed.append(None))
+        await handoff._look()
+        assert renewed == []
