@@ -113,7 +113,8 @@ class Admin:
         if path in self._questions:
             return await self._told(self._questions[path](dict(urllib.parse.parse_qsl(query))))
         if path not in self._pages:
-            return "404 Not Found", {"error": "no such page", "pages": sorted((*self._pages, *self._questions))}
+            known = {"pages": sorted((*self._pages, *self._questions)), "streams": sorted(self._streams)}
+            return "404 Not Found", {"error": "no such page", **known}
         return await self._told(_at_once(self._pages[path]))
 
     async def _told(self, page: Awaitable[object]) -> tuple[str, object]:

@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 async def prune_page(images: Images, spelling: Spelling, query: Mapping[str, str]) -> dict[str, object]:
     """Throw away what no image needs, and the images that `what` of *query* names: `none`, `untagged`, `all`.
 
-    Pinned images stay, and those that are mounted. With `dry` everything is told and nothing is done.
+    Pinned images stay, and those that are mounted. With `dry` everything is told and nothing is done. Who only looks at
+    every page there is names no kind, and prunes nothing.
 
     Raises:
-        InvalidRequest: there is no such kind.
+        InvalidRequest: no kind is named, or one that there is not.
     """
     kinds: dict[str, Callable[[Image], bool]] = {
         "none": lambda _image: False,
         "untagged": lambda image: not image.tags and not spelling.pinned(image),
         "all": lambda image: not spelling.pinned(image),
     }
-    if (chosen := kinds.get(query.get("what", "none"))) is None:
+    if (chosen := kinds.get(query.get("what", ""))) is None:
         raise InvalidRequest(f"what is one of {', '.join(kinds)}")
     plan = await images.prune.plan(chosen)
     rows = [row(images, image) for image in plan.images]

@@ -10,6 +10,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
+from cri_shim.images.service import Figures
 from cri_shim.pb import api_pb2_grpc
 from cri_shim.server.convert import Spelling
 from cri_shim.server.methods import methods_of
@@ -128,6 +129,9 @@ class FakeImages:
 
     def when_pulled(self, tell):
         pass
+
+    def figures(self):
+        return Figures(len(self.held), 1, {"images": 12_345}, {}, 0, 0, 0, 0)
 
     def records(self):
         return {"running": [], "recent": []}

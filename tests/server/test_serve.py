@@ -42,6 +42,7 @@ def test_a_life(tmp_path):
             assert health.status == health_pb2.HealthCheckResponse.SERVING
         for page in ("/healthz", "/readyz"):
             assert exchange(tmp_path / "state/admin.sock", page, 30).endswith(b"\r\n\r\nok\n")
+        assert b"\ncri_shim_store_images 1\n" in exchange(tmp_path / "state/admin.sock", "/metrics", 30)
         daemon.terminate()
         out, err = daemon.communicate(timeout=30)
         assert daemon.returncode == 0
