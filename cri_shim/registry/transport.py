@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, InsecureRequestWarning
+from urllib3.exceptions import ClosedPoolError, HTTPError, InsecureRequestWarning
 from urllib3.util.ssltransport import SSLTransport
 
 from cri_shim.registry.cancel import Cancel
 from cri_shim.registry.dial import Dialler
+from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.framing import FramingError
 from cri_shim.registry.policy import NAMED, AddressRule, Ip
 from cri_shim.registry.proxies import NO_PROXIES, Proxies, Proxy
@@ -198,7 +199,12 @@ class Transport:
             return self._once(request, cancel)
         except _StaleError:
             self._drop_pool(request)
+        try:
             return self._once(request, cancel)
+        except _StaleError:
+            # Others use the same pools: what they gave back, or closed, meanwhile was of no use either.
+            host = request.url.authority
+            raise HostFailed(f"{host} closed the connection without an answer", "reset", again=True) from None
 
     def _once(self, request: Request, cancel: Cancel) -> Reply:
         limits = _limits_for(request, self._limits)
@@ -262,7 +268,7 @@ def _limits_for(request: Request, limits: Limits) -> Limits:
 
 
 class _StaleError(Exception):
-    """A kept connection was closed by the peer before it answered."""
+    """A kept connection was closed by the peer before it answered, or all of them were by another thread."""
 
 
 def _send(
@@ -285,6 +291,8 @@ def _send(
             preload_content=False,
             decode_content=False,
         )
+    except ClosedPoolError:
+        raise _StaleError from None
     except (HTTPError, *WIRE_ERRORS) as error:
         cause = _cause(error)
         if isinstance(cause, ConnectionError | ssl.SSLError) and not exchange.fresh and not exchange.cancel.cancelled:

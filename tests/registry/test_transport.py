@@ -7,10 +7,11 @@ import socket
 import pytest
 
 from cri_shim.registry.cancel import Cancel
+from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.transport import Request, Transport
 from cri_shim.registry.url import parse_url
 from tests.fakes.descriptors import opened_within
-from tests.fakes.misbehaviour import raw, status
+from tests.fakes.misbehaviour import drop, raw, status
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.rootfs_jobs import until
 
@@ -63,6 +64,48 @@ def test_connections_are_used_again_after_errors_with_a_short_body(transport, re
     for _ in range(2):
         ask(transport, registry).discard()
     assert registry.connections == 2  # a long one is not worth reading
+
+
+def keep_one_that_ends(transport, registry) -> None:
+    """Leave a connection to be used again, which the registry resets when it is."""
+    ask(transport, registry, "/v2/none").discard()
+    registry.on("GET", "", drop(), times=1)
+
+
+def test_a_kept_connection_that_has_ended_is_replaced_without_a_word(transport, registry):
+    keep_one_that_ends(transport, registry)
+    ask(transport, registry).close()
+    assert registry.connections == 2
+
+
+def test_two_that_have_ended_are_a_failure_that_may_pass(transport, registry, monkeypatch):
+    drop_pool = transport._drop_pool
+
+    def dropped(request):
+        drop_pool(request)
+        keep_one_that_ends(transport, registry)  # what another thread gave back to the new pool meanwhile
+
+    monkeypatch.setattr(transport, "_drop_pool", dropped)
+    keep_one_that_ends(transport, registry)
+    with pytest.raises(HostFailed, match="closed the connection") as caught:
+        ask(transport, registry)
+    assert (caught.value.kind, caught.value.again) == ("reset", True)
+    ask(transport, registry).close()
+
+
+def test_a_pool_that_another_thread_closes_is_replaced_without_a_word(transport, registry, monkeypatch):
+    pool, closed = transport._pool, []
+
+    def found(*arguments):
+        got = pool(*arguments)
+        if not closed:
+            closed.append(got)
+            got.close()
+        return got
+
+    monkeypatch.setattr(transport, "_pool", found)
+    ask(transport, registry).close()
+    assert (registry.count(), len(closed)) == (1, 1)
 
 
 def test_nothing_stays_open(transport, registry):
