@@ -13,6 +13,8 @@ import threading
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from cri_shim.errors import NoSpace
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -41,13 +43,14 @@ class DaemonExecutor(Executor):
 
         Raises:
             RuntimeError: the executor was shut down.
+            NoSpace: there is no thread yet, and the node lets none be made.
         """
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the {self._name} threads are stopped")
-            self._tasks.put((future, lambda: fn(*args, **kwargs)))  # type: ignore[arg-type]  # Future is invariant
             self._grow()
+            self._tasks.put((future, lambda: fn(*args, **kwargs)))  # type: ignore[arg-type]  # Future is invariant
         return future
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 (inherited)
@@ -61,9 +64,17 @@ class DaemonExecutor(Executor):
     def _grow(self) -> None:
         if self._idle.acquire(blocking=False) or self._started >= self._limit:
             return
-        self._started += 1
-        name = f"{self._name}-{self._started}"
-        threading.Thread(target=_work, args=(self._tasks, self._idle), name=name, daemon=True).start()
+        name = f"{self._name}-{self._started + 1}"
+        try:
+            threading.Thread(target=_work, args=(self._tasks, self._idle), name=name, daemon=True).start()
+        except RuntimeError as error:  # the limit of the control group, or of the machine; those that are there do it
+            if not self._started:
+                raise NoSpace(
+                    f"the node lets no thread be made for {self._name} ({error}); raise its limit of tasks (TasksMax, "
+                    "pids.max) or stop what uses them up"
+                ) from error
+        else:
+            self._started += 1
 
     def __del__(self) -> None:
         self.shutdown()

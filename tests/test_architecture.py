@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "rootfs": set(),
     "errors": set(),
     "version": set(),
-    "executor": set(),
+    "executor": {"errors"},
     "log": set(),
     "pb": set(),
     "table": set(),

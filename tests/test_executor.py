@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from cri_shim.errors import NoSpace
 from cri_shim.executor import DaemonExecutor, in_thread
 from tests.fakes.rootfs_jobs import until
 
@@ -47,3 +48,28 @@ async def test_what_has_no_executor_of_its_own_runs_in_a_thread_that_holds_up_no
     assert one.daemon
     with pytest.raises(ZeroDivisionError):
         await in_thread(lambda: 1 // 0)
+
+
+def no_more_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_node_that_lets_no_thread_be_made_is_asked_again_for_the_next_work(monkeypatch):
+    executor = DaemonExecutor("first", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more_threads)
+        with pytest.raises(NoSpace, match=r"no thread be made for first \(can't start new thread\); raise its limit"):
+            executor.submit(print)
+    assert executor.submit(lambda: 1).result(60) == 1
+
+
+def test_what_no_new_thread_can_be_made_for_is_done_by_those_that_are_there(monkeypatch):
+    executor, go = DaemonExecutor("second", 2), threading.Event()
+    busy = executor.submit(go.wait, 60)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more_threads)
+        waiting = executor.submit(lambda: 1)
+    other = executor.submit(lambda: 2)  # for which there is a thread again
+    assert (waiting.result(60), other.result(60)) == (1, 2)
+    go.set()
+    assert busy.result(60)
