@@ -1,10 +1,10 @@
 """The disk, the kernel and the clock fail (the errno matrix E01 to E15): the pull fails with a sentence, the daemon stays.
 
 After each fault the same pull works without a restart, no other image is harmed, and room that was used is given back.
-E02 stands on btrfs, whose quotas need nothing else of the kernel. E13 (threads) is not here: threads are not bounded by
-anything that root cannot go over. E06 (an unpacker without memory) is in tests/rootfs/test_client.py, E08 (clocks) in
-tests/store/test_partials.py and tests/images/test_openings.py, E09 and E10 (a damaged index, lost layers and documents) are in tests/store and
-tests/images, E14 (a renamer) and E15 (cut connections) in tests/rootfs and tests/registry.
+E02 stands on btrfs, whose quotas need nothing else of the kernel. E06 (an unpacker without memory) is in
+tests/rootfs/test_client.py, E08 (clocks) in tests/store/test_partials.py and tests/images/test_openings.py, E09 and E10
+(a damaged index, lost layers and documents) are in tests/store and tests/images, E14 (a renamer) is in tests/rootfs, and
+the other connections that are cut (E15) in tests/registry.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import signal
 import subprocess
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from cri_shim.demo.client import Client
 from cri_shim.errors import ShimError
+from tests.fakes.misbehaviour import partly
 from tests.fakes.registry import FakeRegistry
 from tests.real.breaking import MIB, NOLOGFLUSH, WAIT, Call, Disk, Node, Trace, must_be_there, sample
 from tests.real.programs import run
@@ -396,3 +398,71 @@ def test_e12_an_immutable_file_stays_and_goes_later(stack, place, registry):
         for name in names:
             run("chattr", "-i", os.path.join(top, name))
     asyncio.run(node.examine(KEPT, WANTED, acknowledged=False))
+
+
+@contextlib.contextmanager
+def few_tasks(*pids: int):
+    """Put processes into a control group that may have not one thread or process more, which holds for root as well."""
+    top = Path("/sys/fs/cgroup/pids")
+    if not top.is_dir():
+        top = Path("/sys/fs/cgroup")
+        (top / "cgroup.subtree_control").write_text("+pids")
+    group = top / f"cri-shim-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                (group / "cgroup.procs").write_text(str(pid))
+        (group / "pids.max").write_text((group / "pids.current").read_text())
+        yield
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                (top / "cgroup.procs").write_text(pid)
+        group.rmdir()
+
+
+def test_e13_no_thread_and_no_process_can_be_made(stack, place, registry):
+    node = node_on(stack, place, registry)
+    shim = node.start()
+    with Client(shim.socket) as client:
+        assert len(client.images()) == 1
+        with few_tasks(*family(shim.process.pid)):
+            said = refused(node)
+            assert "RESOURCE_EXHAUSTED" in said, said + shim.log.read_text()
+            assert len(client.images()) == 1
+            assert client.room().used_bytes > 0
+    works(node)
+
+
+def family(pid: int) -> list[int]:
+    """A process and what came from it, as far as it has not ended."""
+    found = [pid]
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                    found += family(int(child))
+    return found
+
+
+def test_e15_the_kernel_kills_a_connection_in_the_middle_of_a_blob(stack, place, registry):
+    """As a suspend, or a firewall, does: the rest is asked for on another one."""
+    node = node_on(stack, place, registry)
+    large = WANTED.image.layers[2]
+    gate = registry.gate()
+    registry.on("GET", f"/blobs/{large.digest}", partly(len(large.blob) // 2, gate), times=1)
+    call = Call(node.start(), "pull", node.name(WANTED))
+    gate.wait_arrived()
+    port = node.registry.host.rpartition(":")[2]
+    killed = run("ss", "--kill", "--numeric", "--tcp", "state", "established", "dport", "=", f":{port}").stdout
+    assert f":{port}" in killed, killed
+    gate.release()
+    call.join(WAIT)
+    assert call.done
+    ranges = [seen.headers.get("range") for seen in registry.requests("GET", large.digest)]
+    assert ranges[-2] is None
+    assert int(ranges[-1].removeprefix("bytes=").partition("-")[0]) > 0
+    with Client(node.shim.socket) as client:
+        client.remove(node.name(WANTED))
+    works(node)
