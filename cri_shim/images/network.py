@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a pull gets its blobs: a repository, and its credentials; the one that opened the manifest is first."""
+    """Where a pull gets its blobs: a repository, and its credentials; first the one that opened the manifest there."""
 
     reference: Reference
     credentials: tuple[Credential, ...]

@@ -107,9 +107,10 @@ class _Chosen:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the registry says the name stands for."""
+    """What the registry says the name stands for, and to which credential."""
 
     source: Source
+    opened: Credential
     target: Digest
     host: str
     chosen: _Chosen
@@ -246,13 +247,13 @@ class Puller:
         async with self._store.lease() as lease:
             found = await self._find(reference, credentials, lease)
             found = replace(found, layers=await self._network.expect(found.layers))
-            progress.host, progress.credential = found.host, found.source.credentials[0].source
+            progress.host, progress.credential = found.host, found.opened.source
             progress.enter("layers")
             await self._bring(found, lease, progress)
             progress.enter("committing")
             names = await self._forms.names_for(tuple(layer.diff_id for layer in found.layers), lease)
             image = await self._record(reference, found, names, lease)
-        await self._openings.note(reference, found.source.credentials[0], found.target)
+        await self._openings.note(reference, found.opened, found.target)
         return image
 
     async def _standing_in(
@@ -299,12 +300,12 @@ class Puller:
             fetched = await self._network.manifest(reference, credentials)
             self._settings.worked(reference, fetched.credential)
             self._store.keep_document(fetched.digest, fetched.data, lease)
-            others = tuple(credential for credential in credentials if credential is not fetched.credential)
-            source = Source(reference, (fetched.credential, *others), self._settings.origin)
+            source = Source(reference, _in_order(credentials, fetched), self._settings.origin)
             parsed = await self._parsed(fetched.data, fetched.media_type)
             here = (Document(fetched.digest, len(fetched.data)),)
             chosen = await self._choose(source, parsed, here, lease)
-            return _Found(source, fetched.digest, fetched.host, chosen, pair_layers(chosen.manifest, chosen.config))
+            layers = pair_layers(chosen.manifest, chosen.config)
+            return _Found(source, fetched.credential, fetched.digest, fetched.host, chosen, layers)
 
     async def _choose(
         self, source: Source, parsed: Index | Manifest, trail: tuple[Document, ...], lease: Lease
@@ -409,6 +410,13 @@ class Puller:
         digests = (by_digest,) if self._settings.by_digest or reference.digest else ()
         named = (str(reference), *digests) if reference.digest is None else digests
         return await self._store.put_image(image, named, deliveries, lease)
+
+
+def _in_order(credentials: tuple[Credential, ...], fetched: Fetched) -> tuple[Credential, ...]:
+    """Put what opened the manifest in front; what a mirror takes, or does without, says nothing of its registry."""
+    if fetched.mirrored:
+        return credentials
+    return (fetched.credential, *(one for one in credentials if one is not fetched.credential))
 
 
 def _row(layer: Layer) -> LayerProgress:

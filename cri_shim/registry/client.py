@@ -60,13 +60,14 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A manifest or index, verified, and who gave it to whom."""
+    """A manifest or index, verified, and who gave it to whom; *mirrored* when it was not the registry itself."""
 
     data: bytes = field(repr=False)
     media_type: str
     digest: Digest
     host: str
     credential: Credential
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,8 @@ class Client:
 
         def act(session: Session) -> Fetched:
             got = session.patiently(lambda: content.read_manifest(session, wanted))
-            return Fetched(got.data, got.media_type, got.digest, session.host.name, _needed(session))
+            host, mirrored = session.host.name, not session.host.upstream
+            return Fetched(got.data, got.media_type, got.digest, host, _needed(session), mirrored)
 
         by_tag = wanted.digest is None
         return self._walk(reference, credentials, cancel, act, by_tag=by_tag)

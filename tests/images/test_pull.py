@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cri_shim.auth.credential import from_auth_config
+from cri_shim.auth.credential import ANONYMOUS, from_auth_config
 from cri_shim.config.schema import Config, LimitsConfig
 from cri_shim.errors import ContentRejected, NotFound, RegistryUnavailable, ShimError, Unauthenticated
 from cri_shim.images import pull
@@ -23,7 +23,8 @@ from cri_shim.store.image import LONGEST_TEXTS_BYTES, Image, image_from, record_
 from rootfs.errors import LayerRejected, LimitExceeded
 from tests.fakes.images import Dir, FakeImage, Link, config_of, index, layer, layer_of_tar
 from tests.fakes.images import image as image_for
-from tests.fakes.registry import Basic, FakeRegistry
+from tests.fakes.misbehaviour import Answer, Exchange, status
+from tests.fakes.registry import Basic, Bearer, FakeRegistry
 
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
 image = functools.partial(image_for, architecture=MACHINE)
@@ -453,6 +454,34 @@ async def test_a_mirror_that_sends_wrong_bytes_is_left_for_the_next_host(
             found = await images.pull(f"{registry.host}/app:1", None)
             assert await left_over(tmp_path, images) == [found.layers[0].name]
         assert (mirror.count("GET", digest), registry.count("GET", digest)) == (1, 1)
+
+
+@pytest.mark.parametrize("keeps_layers", [False, True])
+async def test_what_a_mirror_takes_says_nothing_of_its_registry(
+    tmp_path: Path, registry: FakeRegistry, *, keeps_layers: bool
+) -> None:
+    """A mirror for everybody lacks a layer; to those without a credential its registry calls it "not found"."""
+    wanted = image(layer({"a": os.urandom(5000)}, compression="none"))
+    registry.add("app", wanted, tag="1")
+    registry.auth = Bearer({"me": "pass-word-1"}, anonymous=True, private={"app": frozenset({"me"})})
+
+    def hides(exchange: Exchange) -> None:
+        token = exchange.request.headers.get("authorization", "").removeprefix("Bearer ")
+        exchange.answer(Answer(404) if registry.tokens.get(token) == "" else exchange.default())
+
+    registry.on("GET", "/blobs/", hides)
+    with FakeRegistry() as mirror:
+        mirror.add("app", wanted, tag="1")
+        if not keeps_layers:
+            mirror.on("GET", f"/blobs/{wanted.layers[0].digest}", status(404))
+        config = config_for(tmp_path, registry)
+        hosts = f'server = "{registry.url}"\n[host."{mirror.url}"]\n'
+        (tmp_path / "certs.d" / registry.host / "hosts.toml").write_text(hosts)
+        async with running_images(config) as images:
+            given = from_auth_config("me", "pass-word-1", "", "", "", "")
+            assert str((await images.pull(f"{registry.host}/app:1", given)).id) == wanted.id
+            assert images.status()["recent"][0]["credential"] == ANONYMOUS.source
+        assert (registry.count() == 0) == keeps_layers
 
 
 async def test_what_an_image_says_of_itself_is_kept_up_to_a_bound(registry: FakeRegistry, images: Images) -> None:
