@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MIRROR_ATTEMPTS = 2  # where another host can be asked instead
-ANSWERED = frozenset({"status", "protocol"})  # the host is there; what it stands for may not be
+# The host is there; what it stands for may not be, and have it wait for an answer.
+ANSWERED = frozenset({"status", "protocol", "silent", "stalled"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ class HostFailed(RegistryUnavailable):
     """One host could not be asked, or answered as no registry should.
 
     Attributes:
-        kind: "refused", "reset", "short", "dns", "certificate", "tls", "timeout", "stalled", "protocol", "address",
-            "redirect", "range", "status".
+        kind: "refused", "reset", "short", "dns", "certificate", "tls", "timeout", "silent", "stalled", "protocol",
+            "address", "redirect", "range", "status".
         again: Whether the same request may work on the same host in a moment.
         after_seconds: When the host said so, how long to wait; else None.
         busy: It was 429: everyone should leave the host alone for a while.

@@ -53,7 +53,7 @@ def _slow(host: str, exchange: Exchange) -> HostFailed:
     if not exchange.shaken:
         return HostFailed(f"{host} did not finish the connection within {limits.connect_seconds:g} s", "timeout")
     if not exchange.in_body:
-        return HostFailed(f"{host} did not answer within {limits.head_seconds:g} s", "timeout")
+        return HostFailed(f"{host} did not answer within {limits.head_seconds:g} s", "silent")
     least = f"less than {limits.progress_bytes} bytes in {limits.progress_seconds:g} s"
     why = f"nothing for {limits.idle_seconds:g} s, or {least}"
     return HostFailed(f"{host} makes no progress: {why}", "stalled", again=True)

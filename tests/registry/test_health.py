@@ -278,3 +278,22 @@ def test_a_mirror_that_is_not_there_is_left_out_for_all(desk, registry, sample, 
         assert desk.manifest(NAME).data == sample.manifest
         told = desk.client.survey(kit.reference("other.test/team/app:v1"), (ANONYMOUS,), Cancel())
         assert told[0].left_out_seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_mirror_that_takes_connections_and_says_nothing_is_left_out_for_that_registry(
+    desk, hasty, registry, mirrored, kit, silent
+):
+    """It waits for a registry that does not answer, and may well have what others want."""
+    for name in ("reg.test", "other.test"):
+        desk.hosts_toml(name, f'server = "{registry.url}"\n[host."{mirrored.url}"]\n')
+    client = hasty(0.4)
+    if silent:
+        mirrored.hold("", "*")
+    else:
+        mirrored.on("*", "/manifests/", partly(10, mirrored.gate()))
+    assert client.manifest(kit.reference(NAME), (), Cancel()).host == registry.host
+    asked = mirrored.count()
+    assert client.manifest(kit.reference(NAME), (), Cancel()).host == registry.host
+    assert mirrored.count() == asked
+    assert client.survey(kit.reference("other.test/team/app:v1"), (), Cancel())[0].left_out_seconds == 0
