@@ -60,6 +60,7 @@ T = TypeVar("T")
 Authorise = Callable[["Reference", "Credential | None"], "tuple[Credential, ...]"]
 _CONFIG_LIMIT_BYTES = 4 << 20
 _READ_AT_ONCE_BYTES = 64 << 10  # a larger document may take most of a second, in which nothing else would be served
+_CHOSEN_FROM_AT_ONCE = 64
 _NAMELESS_TRIED = 8
 _ROUNDS = 5
 _PAUSE_SECONDS = 0.003  # between two lookups of the same credentials: a pull that comes meanwhile waits for the next
@@ -315,7 +316,7 @@ class Puller:
             return await self._with_config(source, parsed, trail, lease)
         if len(trail) > INDEX_DEPTH:
             raise LimitExceeded(f"indexes are nested more than {INDEX_DEPTH} deep")
-        candidates = select(parsed.manifests, self._settings.platform)
+        candidates = await self._candidates(parsed)
         # Where entries name no platform their configs must tell; a named one is taken at its word.
         tried = candidates[:1] if candidates[0].platform else candidates[:_NAMELESS_TRIED]
         for candidate in tried:
@@ -325,6 +326,13 @@ class Puller:
                 parsed = await self._parsed(data, candidate.media_type)
                 return await self._choose(source, parsed, below, lease)
         raise _OtherPlatform(f"none of the {len(tried)} entries of the index is for {self._settings.platform}")
+
+    async def _candidates(self, offered: Index) -> tuple[Descriptor, ...]:
+        """Choose for this platform: among many in a disk thread, for an index has room for tens of thousands."""
+        entries, platform = offered.manifests, self._settings.platform
+        if len(entries) <= _CHOSEN_FROM_AT_ONCE:
+            return select(entries, platform)
+        return await self._store.disk(lambda: select(entries, platform))
 
     async def _with_config(
         self, source: Source, manifest: Manifest, trail: tuple[Document, ...], lease: Lease

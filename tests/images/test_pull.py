@@ -18,6 +18,7 @@ from cri_shim.config.schema import Config, LimitsConfig
 from cri_shim.errors import ContentRejected, NotFound, RegistryUnavailable, ShimError, Unauthenticated
 from cri_shim.images import pull
 from cri_shim.images.service import Images
+from cri_shim.oci.platforms import select
 from cri_shim.server.build import running_images
 from cri_shim.store.image import LONGEST_TEXTS_BYTES, Image, image_from, record_of
 from rootfs.errors import LayerRejected, LimitExceeded
@@ -522,6 +523,22 @@ async def test_large_documents_are_read_off_the_event_loop(
     assert read == [("parse_manifest", True), ("parse_config", True)]
     await images.pull(f"{registry.host}/app:large", None)
     assert read[2:] == [("parse_manifest", True), ("parse_manifest", False), ("parse_config", False)]
+
+
+@pytest.mark.parametrize(("entries", "on_the_loop"), [(64, True), (65, False)])
+async def test_of_many_entries_one_is_chosen_off_the_event_loop(
+    registry: FakeRegistry, images: Images, monkeypatch: pytest.MonkeyPatch, entries: int, *, on_the_loop: bool
+) -> None:
+    chosen: list[bool] = []
+
+    def choose(*given: object) -> object:
+        chosen.append(threading.current_thread() is threading.main_thread())
+        return select(*given)
+
+    monkeypatch.setattr(pull, "select", choose)
+    registry.add("app", index(*[sample()] * entries), tag="1")
+    await images.pull(f"{registry.host}/app:1", None)
+    assert chosen == [on_the_loop]
 
 
 async def test_a_blob_that_is_larger_than_what_it_may_unpack_to_is_not_asked_for(
