@@ -137,7 +137,9 @@ class Workers:
             if not several.connections.another(self._host, several.bounds, self._flow):
                 return
             segments.cut(mine, several.segment_bytes)
-            self._begin()
+            if not self._begin():
+                self.failed()
+                return
 
     def received(self, size_bytes: int) -> None:
         """Note that so many bytes have come, for anybody."""
@@ -165,13 +167,21 @@ class Workers:
         least = min(LEAST_SEGMENT_BYTES, several.segment_bytes)
         return self._segments.take(self._wanted, most_bytes=several.segment_bytes, least_bytes=least)
 
-    def _begin(self) -> None:
+    def _begin(self) -> bool:
+        """Have one more at work; False where there can be no further thread."""
         with self._changed:
             self._running += 1
             name = f"{threading.current_thread().name}+{self._running}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the service has as many tasks as it may
+            with self._changed:
+                self._running -= 1
+            self._several.connections.close(self._host, self._flow)
+            return False
         self._threads = [*(one for one in self._threads if one.is_alive()), thread]
-        thread.start()
+        return True
 
     def _work(self) -> None:
         while (segment := self._another()) is not None:

@@ -335,6 +335,24 @@ def test_a_full_disk_that_another_connection_meets_ends_the_download(bench, regi
         bench.download()
 
 
+def test_where_no_more_threads_can_be_made_there_is_one_connection(bench, registry, monkeypatch):
+    """As with a bound on a service's tasks; the download neither fails nor waits for who never began."""
+    start, refused = threading.Thread.start, []
+
+    def starting(thread):
+        if "+" in thread.name:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    registry.on("GET", "/blobs/", tagged())
+    bench.download()
+    assert bench.whole
+    assert ranges(registry)[0] is None
+    assert (len(refused), bench.growths[0].failures) == (1, 1)
+
+
 def test_a_host_that_answers_no_part_rightly_sends_the_whole(bench, registry):
     """First the part, then all from its beginning, and only then everything anew."""
     bench.ingest.put(0, DATA[:MIB])
