@@ -303,7 +303,8 @@ def test_e05_an_error_on_the_disk_makes_the_filesystem_read_only(stack, place, r
     device = os.path.basename(run("findmnt", "-n", "-o", "SOURCE", node.disk.at).stdout.strip())
     with open(f"/sys/fs/ext4/{device}/trigger_fs_error", "w", encoding="ascii") as trigger:
         trigger.write("a test")
-    assert "Read-only" in refused(node)
+    said = refused(node)
+    assert "Read-only" in said or "disk I/O" in said, said  # the latter is SQLite's, where it comes first
     with Client(node.shim.socket) as client:
         assert len(client.images()) == 1
         assert client.room().used_bytes > 0
