@@ -90,8 +90,10 @@ class Workers:
         self.ranges_work = True  # as far as is known
 
     def __enter__(self) -> Self:
-        self._left.enter_context(self._several.connections.first(self._host, self._flow))
-        self._left.enter_context(self._whole.doing(self._stopped))
+        with ExitStack() as entered:  # a download that is cancelled already leaves again
+            entered.enter_context(self._several.connections.first(self._host, self._flow))
+            entered.enter_context(self._whole.doing(self._stopped))
+            self._left = entered.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,7 +20,7 @@ from cri_shim.registry.retry import Pace
 from cri_shim.registry.segments import Segments
 from cri_shim.registry.terms import Terms
 from cri_shim.registry.transport import Transport
-from cri_shim.registry.workers import Several
+from cri_shim.registry.workers import Several, Workers
 from cri_shim.store.ingest import Arrival, Ingest
 from tests.fakes.misbehaviour import Answer, Exchange, status
 from tests.fakes.rootfs_jobs import until
@@ -366,6 +366,15 @@ def test_a_host_that_answers_no_part_rightly_sends_the_whole(bench, registry):
     assert bench.whole
     assert ranges(registry) == [f"bytes={MIB}-{4 * MIB - 1}", f"bytes={MIB}-", None]
     assert bench.ingest.generation == 1
+
+
+def test_a_download_that_was_cancelled_before_it_began_has_no_connection(bench):
+    several, cancel = Several(), Cancel()
+    cancel.cancel()
+    workers = Workers("a", Segments(bench.ingest, len(DATA)), several, cancel)
+    with pytest.raises(Cancelled), workers:
+        raise AssertionError("it began")
+    assert several.connections.open_to("a") == 0
 
 
 # How many
