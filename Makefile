@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet install
-SOURCES := cri_shim rootfs tests
+SOURCES := cri_shim rootfs tests packaging
 PROTOS  := $(patsubst protos/%,%,$(wildcard protos/cri_shim/pb/*.proto protos/cri_shim/pb/*/*.proto))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format conformance durability fuzz mutants bench proto clean
+.PHONY: help venv demo test lint format conformance durability fuzz mutants bench proto deb clean
 
 help: ## Show this list
 	@echo "cri-shim: the image service that kubelet talks to"
@@ -51,6 +51,9 @@ durability: $(VENV)/.stamp-test ## Kill and cut the power at every step, on ever
 
 bench: $(VENV)/.stamp-test ## Measure (WHAT=critest: beside containerd, WHAT=crowd: a thousand calls)
 	@set -e; for what in $(or $(WHAT),pull unpack); do PYTHON=$(CURDIR)/$(PY) tests/bench/run $$what; done
+
+deb: $(VENV)/.stamp-run ## Build the Debian package, for nodes with this Python, into dist/
+	@PYTHON=$(CURDIR)/$(PY) packaging/deb dist
 
 # The generator is older than every runtime we allow: code made by a newer one would not load on an older runtime.
 proto: $(VENV)/.stamp-dev ## Make cri_shim/pb anew from protos/

@@ -189,13 +189,14 @@ def _added(mounted: Path) -> None:
     os.symlink("kept", mounted / "etc/link")
 
 
-def debian_tree() -> Path:
-    """A minimal Debian, made by debootstrap once and kept."""
-    kept = cache_dir() / f"debian-{SUITE}-{architecture()}"
+def debian_tree(*packages: str) -> Path:
+    """A minimal Debian with *packages*, made by debootstrap once and kept."""
+    kept = cache_dir() / "-".join(["debian", SUITE, architecture(), *packages])
+    more = [f"--include={','.join(packages)}"] if packages else []
     if not (kept / "etc/debian_version").exists():
         fresh = Path(tempfile.mkdtemp(prefix="debian-", dir=cache_dir()))
         os.chmod(fresh, 0o755)
-        run("debootstrap", "--variant=minbase", SUITE, fresh, *_mirror(), timeout=1200)
+        run("debootstrap", "--variant=minbase", *more, SUITE, fresh, *_mirror(), timeout=1200)
         shutil.rmtree(fresh / "dev")  # what debootstrap puts there depends on where it runs
         (fresh / "dev").mkdir()
         fresh.rename(kept)
