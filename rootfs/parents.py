@@ -56,14 +56,22 @@ class Parents:
         limits: `depth` and `path_bytes` count here.
         make: makes the directory that a descriptor and a name say, whose path is given too, in place of a whiteout
             or of nothing.
+        passed: is told each directory that a name with links leads through, by its path.
     """
 
-    __slots__ = ("_kept", "_limits", "_make", "_retired", "_root")
+    __slots__ = ("_kept", "_limits", "_make", "_passed", "_retired", "_root")
 
-    def __init__(self, root: int, limits: Limits, make: Callable[[int, bytes, bytes], None]) -> None:
+    def __init__(
+        self,
+        root: int,
+        limits: Limits,
+        make: Callable[[int, bytes, bytes], None],
+        passed: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._root = root
         self._limits = limits
         self._make = make
+        self._passed = passed
         self._kept: dict[bytes, Place] = {b"": (root, b"")}
         self._retired: list[int] = []
 
@@ -119,18 +127,26 @@ class Parents:
         except OSError as error:
             if error.errno not in _NOT_PLAIN:
                 raise
-        path = _Walk(self._root, self._limits, self._make, missing).to(name)
+        path = _Walk(self._root, self._limits, self._make, missing, self._passed).to(name)
         return None if path is None else (open_beneath(self._root, path), path)
 
 
 class _Walk:
     """Finds the path without links of a name, and makes what is missing of it."""
 
-    def __init__(self, root: int, limits: Limits, make: Callable[[int, bytes, bytes], None], missing: Missing) -> None:
+    def __init__(
+        self,
+        root: int,
+        limits: Limits,
+        make: Callable[[int, bytes, bytes], None],
+        missing: Missing,
+        passed: Callable[[bytes], None] | None,
+    ) -> None:
         self._root = root
         self._limits = limits
         self._make = make
         self._missing = missing
+        self._passed = passed
         self._names: list[bytes] = []
         self._hops = 0
         self._here = -1
@@ -176,6 +192,8 @@ class _Walk:
         self._names.append(name)
         if len(self._names) > self._limits.depth:
             raise LimitExceeded(f"it lies deeper than {self._limits.depth} directories", "depth")
+        if self._passed is not None:
+            self._passed(b"/".join(self._names))
 
     def _obstacle(self, name: bytes, left: list[bytes]) -> bool:
         """Follow the link, make the directory, or end here."""

@@ -41,6 +41,7 @@ _KINDS: Final = {
     BLOCK: (stat.S_IFBLK, "block device"),
     FIFO: (stat.S_IFIFO, "pipe"),
 }
+_LINKS: Final = 40  # as the kernel has it
 _SECOND: Final = 1_000_000_000
 _LATE_SECONDS: Final = 1 << 31  # some file systems hold no later time
 _SETS_ID: Final = stat.S_ISUID | stat.S_ISGID
@@ -62,12 +63,13 @@ class Comparison:
         self._stream = stream
         self._order = order
         self._flaws = flaws
-        self._parents = Parents(root, limits, _make_nothing)
+        self._parents = Parents(root, limits, _make_nothing, self._climb)
         self._known: set[int] = set()
         self._above: set[bytes] = {b""}
         self._opaque: set[bytes] = set()
         self._hidden: list[bytes] = []
         self._whiteouts: list[bytes] = []
+        self._replaced: set[bytes] = set()  # had a whiteout: below it nothing was hidden again
         self._given: dict[int, set[bytes]] = {}
         self._suspects = 0
         self._inherits_acl = has_default_acl(root)
@@ -193,17 +195,26 @@ class Comparison:
         elif stat.S_ISDIR(found[2].st_mode):
             self._count()
             self._hidden.append(found[1])
+        else:
+            self._count()
+            self._replaced.add(found[1])
 
     def _is_below_a_hidden_one(self, path: bytes) -> bool:
         """Tell whether a whiteout at *path* would have nothing to hide, so that there need be none."""
+        followed = 0
         while path:
-            path, _, base = path.rpartition(b"/")
+            path = path.rpartition(b"/")[0]
             if path in self.opaque:
                 return True
             above, _, base = path.rpartition(b"/")
             found = self._find(above, base) if base else None
-            if found is not None and (is_whiteout(found[2]) or found[1] in self.opaque):
+            if found is None:
+                continue
+            if is_whiteout(found[2]) or found[1] in self.opaque or found[1] in self._replaced:
                 return True
+            if stat.S_ISLNK(found[2].st_mode) and followed < _LINKS:  # what it leads to may be hidden
+                followed += 1
+                path = _target(found[0], found[1]) + b"/."
         return False
 
     # Traits
@@ -331,6 +342,18 @@ class Comparison:
                     self._flaws.add(here, "it is not of this layer")
                 elif entry.is_dir(follow_symlinks=False):
                     yield here
+
+
+def _target(directory: int, path: bytes) -> bytes:
+    """Return the name of what the link *path*, in *directory*, leads to; no further out than the root."""
+    target = os.readlink(path.rpartition(b"/")[2], dir_fd=directory)
+    names: list[bytes] = [] if target.startswith(b"/") else path.split(b"/")[:-1]
+    for name in target.split(b"/"):
+        if name == b"..":
+            names = names[:-1]
+        elif name not in (b"", b"."):
+            names.append(name)
+    return b"/".join(names)
 
 
 def _make_nothing(_directory: int, _base: bytes, _path: bytes) -> None:

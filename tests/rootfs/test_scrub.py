@@ -244,6 +244,28 @@ def test_whiteouts_below_what_is_hidden_need_not_be_there(tmp_path):
     assert set(store.scrub().opaque) == {b"a", b"g"}
 
 
+@pytest.mark.parametrize("target", ["a", "/a", "../a", "./x/../a", "c/d"])
+def test_whiteouts_that_a_link_leads_below_what_is_hidden_need_not_be_there(tmp_path, target):
+    store = Store(tmp_path, tar(S("c", "."), S("d", "a"), S("b", target), F(".wh.a"), F("b/.wh.b"), F("b/e/.wh.f")))
+    assert store.flaws() == set()
+
+
+@pytest.mark.parametrize(
+    "later", [F("b", b"file"), S("b", "nowhere"), S("b", "c"), P("b")], ids=["file", "?", "dir", "pipe"]
+)
+def test_whiteouts_below_a_name_that_was_hidden_then_need_not_be_there(tmp_path, later):
+    store = Store(tmp_path, tar(D("c"), F(".wh.b"), F("b/.wh.x"), later))
+    assert store.flaws() == set()
+
+
+def test_links_that_go_in_circles_lead_nowhere(tmp_path):
+    store = Store(tmp_path, tar(D("a"), F("a/b/.wh.x")))
+    (store.root / "a/b/x").unlink()
+    (store.root / "a/b").rmdir()
+    (store.root / "a/b").symlink_to("b")
+    assert ("a/b/x", "its whiteout is gone") in store.flaws()
+
+
 def test_opaque_marks(store):
     root = os.open(store.root, os.O_RDONLY)
     try:
