@@ -221,7 +221,16 @@ class Session:
         if not self._can_show():
             return landed
         landed.reply.discard()
-        return self._taken(self._send(request, self._authorization()))
+        return self._taken(self._shown(request))
+
+    def _shown(self, request: Request) -> Landed:
+        """Send the request with what is wanted; a kept token may not be taken any more."""
+        landed = self._send(request, self._authorization())
+        if landed.reply.status == 401 and not landed.abroad and self._token is not None and self._token.kept:
+            self._means.tokens.forget(self._token)
+            landed.reply.discard()
+            landed = self._send(request, self._authorization())
+        return landed
 
     def _asked_anew(self, request: Request, failure: ShimError) -> Landed:
         """Ask without a token, which was not to be had: what was remembered of the host may be out of date.
@@ -241,7 +250,7 @@ class Session:
         landed.reply.discard()
         if self.wanted == before:
             raise failure
-        return self._taken(self._send(request, self._authorization()))
+        return self._taken(self._shown(request))
 
     def _taken(self, landed: Landed) -> Landed:
         if self.wanted is not None and landed.reply.status not in (401, 403) and not landed.abroad:

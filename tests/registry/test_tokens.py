@@ -172,6 +172,16 @@ def test_a_kept_token_that_is_not_taken_any_more_is_replaced_once(desk, registry
     assert paths(registry) == [GET, TOKEN, GET]
 
 
+def test_a_kept_token_that_is_shown_after_a_challenge_and_not_taken_is_replaced_once(desk, registry, name, kit):
+    registry.auth = Bearer(users=USERS)
+    desk.manifest(name, kit.user())
+    registry.tokens.clear()
+    registry.forget()
+    desk.client._means.memory._wanted.clear()  # what a host wants is kept for fewer repositories than tokens are
+    desk.manifest(name, kit.user())
+    assert paths(registry) == [GET, GET, TOKEN, GET]
+
+
 @pytest.mark.parametrize("realm", [status(404), status(500), drop(), status(200, b"{}")])
 def test_a_registry_that_wants_no_token_any_more(desk, registry, name, kit, realm):
     registry.auth = Bearer(users=USERS, more={"expires_in": 60})
