@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
-from cri_shim.errors import ContentRejected
+from cri_shim.errors import ContentRejected, Denied, NotFound, Unauthenticated
 from cri_shim.registry.content import check_length
 from cri_shim.registry.failure import HostFailed
 from cri_shim.registry.segments import Segment, Segments
@@ -113,10 +113,14 @@ def download(
 
 def _attempts(session: Asker, job: _Job, segment: Segment) -> None:
     """Ask for *segment*, and pause where that fails in a way that may pass; the caller looks what is missing then."""
-    before = segment.first
+    before, part = segment.first, segment.end < job.size_bytes and job.workers.begun
     session.pace.await_turn(job.host, session.cancel, session.most_seconds)
     try:
         _attempt(session, job, segment)
+    except (Unauthenticated, Denied, NotFound):
+        if not part:
+            raise
+        job.workers.stop()  # it may refuse parts alone, and then the rest can be had
     except HostFailed as failure:
         session.pace.heard(job.host, failure)
         job.workers.failed()

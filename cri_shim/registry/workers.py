@@ -116,6 +116,11 @@ class Workers:
                 self._changed.wait(_WAITED_SECONDS)
             self._whole.check()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there are others, or were, and ranges work as far as is known."""
+        return bool(self._threads) and self.ranges_work
+
     def may_begin(self, fetch: Callable[[Cancel, Segment], None]) -> None:
         """Have *fetch* called for segments in other threads from now on, if the blob is worth it.
 
@@ -186,9 +191,11 @@ class Workers:
         return True
 
     def _work(self) -> None:
-        while (segment := self._another()) is not None:
-            self._bring(segment)
-        self._several.connections.close(self._host, self._flow)
+        try:
+            while (segment := self._another()) is not None:
+                self._bring(segment)
+        finally:
+            self._several.connections.close(self._host, self._flow)
 
     def _another(self) -> Segment | None:
         """Return what one of the others should fetch now, None when it is to end, and does not count any more."""

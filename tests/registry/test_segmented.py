@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -35,6 +36,7 @@ class Always:
     """Wants so many connections from the first byte on, until something fails."""
 
     count: int
+    noticed: Callable[[], object] = lambda: None
     failures: int = 0
 
     def look(self, now: float, received_bytes: int, rest_bytes: int, running: int) -> int:
@@ -43,9 +45,11 @@ class Always:
     def failed(self, now: float) -> None:
         self.failures += 1
         self.count = 1
+        self.noticed()
 
     def stop(self) -> None:
         self.count = 1
+        self.noticed()
 
 
 def tagged(tag: str | None = TAG, **more: str | None):
@@ -62,13 +66,16 @@ HONEST = tagged()
 
 
 class Link:
-    """Serves the blob; the first connection gets *first_bytes* and waits until another request has come."""
+    """Serves the blob; the first connection gets *first_bytes* and waits until another request has come.
 
-    def __init__(self, registry, first_bytes: int = 2 * MIB, others=HONEST) -> None:
+    Not *early*, it waits until somebody passes `others_came`.
+    """
+
+    def __init__(self, registry, first_bytes: int = 2 * MIB, others=HONEST, *, early: bool = True) -> None:
         self.others_came = registry.gate()
         self.first_bytes = first_bytes
         self.others = others
-        self.others_release = True
+        self.early = early
         self._lock = threading.Lock()
         self.requests = 0
         registry.on("GET", "/blobs/", self)
@@ -78,7 +85,7 @@ class Link:
             self.requests += 1
             first = self.requests == 1
         if not first:
-            if self.others_release:
+            if self.early:
                 self.others_came.release()
             self.others(exchange)
             return
@@ -100,6 +107,7 @@ class Bench:
     growths: list[Always] = field(default_factory=list)
     bounds: Bounds = Bounds(per_blob=4)
     least_blob_bytes: int = 1
+    noticed: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         self.registry.add_blob("team/app", DATA)
@@ -108,7 +116,7 @@ class Bench:
         self.ingest = Ingest(self.path / "blob", Arrival(len(DATA)))
 
     def made(self, most: int) -> Always:
-        self.growths.append(Always(most))
+        self.growths.append(Always(most, self.noticed))
         return self.growths[-1]
 
     def client(self) -> Client:
@@ -229,12 +237,48 @@ def test_a_host_that_does_not_do_what_it_showed_has_one_and_loses_nothing(bench,
         else:
             tagged()(exchange)
 
-    Link(registry, others=once)
+    # The first connection goes on when the client knows of it: until then it may ask for a part itself.
+    bench.noticed = Link(registry, others=once, early=False).others_came.release
     bench.bounds = Bounds(per_blob=2)
     bench.download()
     assert bench.whole
     assert bench.ingest.generation == 0
     assert len(failed) == 1
+
+
+@pytest.mark.parametrize("others", [status(401), status(403), status(404)])
+def test_the_first_connection_may_be_the_next_that_meets_it(bench, registry, others):
+    """It has asked for a part before it hears that parts are refused, and asks for the whole rest then."""
+    refused: list[tuple[int, int]] = []
+
+    def parts(exchange: Exchange) -> None:
+        part = part_of(exchange)
+        if part is not None and part[1] < len(DATA):
+            refused.append(part)
+            others(exchange)
+        else:
+            tagged()(exchange)
+
+    def first_again(exchange: Exchange) -> None:
+        """Hold what another connection asks for until the first has asked for its next part."""
+        link.others_came.release()
+        second.pass_through()
+        parts(exchange)
+
+    def gone_on(exchange: Exchange) -> None:
+        if link.requests == 2:
+            first_again(exchange)
+        else:
+            parts(exchange)
+            second.release()
+
+    second = registry.gate()
+    link = Link(registry, others=gone_on, early=False)
+    bench.bounds = Bounds(per_blob=2)
+    bench.download()
+    assert bench.whole
+    assert bench.ingest.generation == 0
+    assert len(refused) == 2
 
 
 @pytest.mark.parametrize("code", [429, 503])
@@ -450,8 +494,7 @@ def test_a_connection_that_is_due_to_another_image_ends_with_its_segment(bench, 
             assert not connections.another(registry.host, bench.bounds, other)
         HONEST(exchange)
 
-    link = Link(registry, others=others)
-    link.others_release = False
+    link = Link(registry, others=others, early=False)
     with connections.first(registry.host, other):
         bench.download(client=client)
     assert bench.whole
