@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cri_shim.store.image import Image
-    from cri_shim.store.store import Lease, Store
+    from cri_shim.store.lease import Lease
+    from cri_shim.store.store import Store
 
 _OTHER_OPTIONS_BYTES: Final = 512  # the runtime's own two directories, and a label of SELinux
 

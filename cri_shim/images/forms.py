@@ -23,7 +23,8 @@ from rootfs.digest import layer_ids
 
 if TYPE_CHECKING:
     from cri_shim.store.catalog import Layer
-    from cri_shim.store.store import Lease, Store
+    from cri_shim.store.lease import Lease
+    from cri_shim.store.store import Store
     from rootfs.digest import Digest
 
 

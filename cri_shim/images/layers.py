@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from cri_shim.registry.client import Delivered
     from cri_shim.registry.flow import Flow
     from cri_shim.store.ingest import Ingest
-    from cri_shim.store.store import Lease, Store
+    from cri_shim.store.lease import Lease
+    from cri_shim.store.store import Store
     from rootfs.apply import Applied
     from rootfs.digest import Digest
     from rootfs.limits import Limits

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from cri_shim.oci.reference import Reference
     from cri_shim.registry.client import Fetched
     from cri_shim.store.image import Usage
-    from cri_shim.store.store import Lease, Store
+    from cri_shim.store.lease import Lease
+    from cri_shim.store.store import Store
     from rootfs.digest import Digest
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.errors import StoreDamaged
@@ -19,6 +19,7 @@ from cri_shim.store.blobs import Blobs
 from cri_shim.store.durable import from_os_error
 from cri_shim.store.image import Image, Usage, record_of, sorted_names
 from cri_shim.store.index import Index
+from cri_shim.store.lease import Lease
 from cri_shim.store.marks import NAME, Marks
 from cri_shim.store.partials import Keeping, Partials
 from cri_shim.store.presence import look_for
@@ -47,19 +48,6 @@ USED_SECONDS = 30.0
 """How long after a layer without an image was found in use it is looked at again."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class Lease:
-    """What one pull relies on: layers and documents that must not be removed while it runs."""
-
-    layers: set[str] = field(default_factory=set)
-    documents: set[Digest] = field(default_factory=set)
-    writing: list[asyncio.Task[None]] = field(default_factory=list)
-
-    def hold(self, name: str) -> None:
-        """Keep the layer directory *name* until the lease ends."""
-        self.layers.add(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +122,10 @@ class Store:
     async def _end(self, lease: Lease) -> None:
         await asyncio.gather(*lease.writing, return_exceptions=True)  # `put_image` raised what failed
         self._leases.discard(lease)
-        self._spare(name for name in lease.layers if not self.catalog.references.layer(name))
+        idle = {name for name in lease.layers if not self.catalog.references.layer(name)}
+        self._spare(idle - lease.settled)
+        if idle & lease.settled:  # whoever removed the image wanted their room, and could not have it yet
+            self._collect_later()
         await self._drop_documents(lease.documents)
 
     async def disk(self, work: Callable[[], T]) -> T:
@@ -266,6 +257,8 @@ class Store:
             lambda: self._index.put_image(image, names, deliveries),
             lambda: self.catalog.put(image, names, deliveries),
         )
+        lease.settled |= directories(image)
+        self._grace = {name: until for name, until in self._grace.items() if name not in lease.settled}
         failpoint("image.recorded")
         self.damaged.discard(image.id)
         if self.marks.images.pop(image.id, None) is not None:

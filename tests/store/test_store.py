@@ -17,8 +17,9 @@ from cri_shim.store.catalog import Catalog
 from cri_shim.store.format import FORMAT
 from cri_shim.store.image import Document, Image, ImageLayer, Usage
 from cri_shim.store.layout import Layout
+from cri_shim.store.lease import Lease
 from cri_shim.store.seal import Seal, encode_seal
-from cri_shim.store.store import Lease, Store, Threads
+from cri_shim.store.store import Store, Threads
 from rootfs.client import Helper
 from rootfs.digest import Digest
 from rootfs.overlay import link_name
@@ -123,6 +124,32 @@ async def test_a_lease_keeps_a_layer_whose_image_is_removed(tmp_path: Path) -> N
             await removed(store)
             assert place.exists()
         assert not store.catalog.images
+
+
+async def test_a_layer_whose_image_is_removed_under_its_lease_goes_with_the_lease(tmp_path: Path) -> None:
+    place = leave_layer(tmp_path, "a")
+    async with opened(tmp_path) as store:
+        async with store.lease() as lease:
+            lease.hold(seal("a").name)
+            await kept(store, lease)
+            await store.put_image(image_on("a"), ("r/a:1",), (), lease)
+            await removed(store)
+            assert place.exists()
+        async with asyncio.timeout(60):
+            while place.exists():
+                await asyncio.sleep(0.002)
+        assert store.catalog.layers == {}
+
+
+async def test_the_grace_of_a_layer_ends_when_an_image_has_it(tmp_path: Path) -> None:
+    place = leave_layer(tmp_path, "a")
+    async with opened(tmp_path) as store:
+        async with store.lease() as lease:
+            lease.hold(seal("a").name)
+        assert await store.collect() == ()
+        await record(store, "a")
+        await removed(store)
+        assert not place.exists()
 
 
 async def test_removal_leaves_nothing_of_the_image(tmp_path: Path) -> None:
