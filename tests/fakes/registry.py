@@ -142,6 +142,21 @@ class Rule:
     left: int | None
 
 
+_had: set[tuple[str, int]] = set()
+_had_lock = threading.Lock()
+
+
+def _listen(address: str, family: int) -> socket.socket:
+    """Listen on a port that no registry of this process had: a client remembers those that it has spoken to."""
+    with contextlib.ExitStack() as others, _had_lock:
+        while True:
+            listener = socket.create_server((address, 0), family=family, backlog=256)
+            if (place := (address, listener.getsockname()[1])) not in _had:
+                _had.add(place)
+                return listener
+            others.enter_context(listener)
+
+
 class FakeRegistry:
     """See the module. `url`, `host` ("127.0.0.1:port"), `log`, `count`, `on`, `hold`, `add_*`, `auth`, `close`."""
 
@@ -166,7 +181,7 @@ class FakeRegistry:
         self._lock = threading.Lock()
         self._tls = tls
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listener = socket.create_server((address, 0), family=family, backlog=256)
+        self._listener = _listen(address, family)
         self.port: int = self._listener.getsockname()[1]
         self.host = f"{name or address}:{self.port}" if ":" not in address else f"[{address}]:{self.port}"
         self.url = f"{'https' if tls else 'http'}://{self.host}"

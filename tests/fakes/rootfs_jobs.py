@@ -106,7 +106,7 @@ def descriptors(pid):
     """Return what each descriptor of a process is; the one that lists them is not one of them."""
     found = {}
     for number in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found[int(number)] = os.readlink(f"/proc/{pid}/fd/{number}")
     return found
 

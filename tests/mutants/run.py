@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -65,6 +66,7 @@ def code_of(place: Path, tests: tuple[str, ...]) -> int:
 def _tested(place: Path, tests: tuple[str, ...]) -> int:
     """In a process that has pytest and the libraries already, and is to have nothing of this checkout."""
     os.setsid()
+    said = os.fdopen(os.dup(2), "w")
     silent = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silent, descriptor)
@@ -73,7 +75,13 @@ def _tested(place: Path, tests: tuple[str, ...]) -> int:
         del sys.modules[name]
     sys.path[:] = [str(place), *(entry for entry in sys.path if entry and Path(entry).resolve() != ROOT)]
     sys.dont_write_bytecode = True
-    return int(pytest.main([*QUICK, *tests]))
+    try:
+        # A folder of its own: others clean up in the one that all share.
+        return int(pytest.main([*QUICK, f"--basetemp={place}-tmp", *tests]))
+    except BaseException:
+        traceback.print_exc(file=said)
+        said.flush()
+        raise
 
 
 def complaint(place: Path, mutant: Mutant) -> str:

@@ -269,7 +269,10 @@ def wait_traced(pids: list[int]) -> None:
 def traced(pid: int) -> bool:
     """Whether every thread of *pid* has a tracer."""
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as status:
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),  # it ended meanwhile
+            open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as status,
+        ):
             if "TracerPid:\t0\n" in status.read():
                 return False
     return True

@@ -22,6 +22,7 @@ from cri_shim.errors import ShimError
 from cri_shim.store.ingest import CHUNK_BYTES
 from tests.fakes.misbehaviour import Exchange
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.rootfs_jobs import until
 from tests.real.breaking import MIB, WAIT, Call, Node, Sample, Trace, must_be_there, sample
 
 pytestmark = [pytest.mark.needs("root")]
@@ -164,14 +165,18 @@ def test_only_the_unpacker_is_hit(node, how):
     shim = node.start()
     call = Call(shim, "pull", node.name(broken))
     gate.wait_arrived()
-    unpackers = children_of(shim.status()["helper"]["pid"])
+    helper = shim.status()["helper"]["pid"]
+    until(lambda: children_of(helper), "an unpacker")
+    unpackers = children_of(helper)
     for pid in unpackers:
-        os.kill(pid, how)
+        with contextlib.suppress(ProcessLookupError):  # of a layer that is whole by now
+            os.kill(pid, how)
     with Client(shim.socket) as client:
         assert len(client.images()) == 1
     if how == signal.SIGSTOP:
         for pid in unpackers:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
     gate.release()
     call.join(WAIT)
     assert call.done is (how == signal.SIGSTOP)

@@ -26,13 +26,15 @@ def slow():
 
 
 async def began(gate) -> None:
-    while not gate.running:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while not gate.running:
+            await asyncio.sleep(0.001)
 
 
 async def nothing_runs(gate) -> None:
-    while gate.running:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while gate.running:
+            await asyncio.sleep(0.001)
 
 
 async def test_a_deadline_reaches_the_work(tmp_path, slow):
