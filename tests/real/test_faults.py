@@ -360,7 +360,7 @@ def test_e07_a_sync_that_takes_long_holds_up_nothing_else(stack, place, registry
             client.images()
             client.room()
             slowest = max(slowest, time.monotonic() - begun)
-    assert slowest < 5.0  # milliseconds on a quiet machine
+    assert slowest < WAIT  # milliseconds on a quiet machine; the pause lasts for ever
     shim.kill()
     call.join(WAIT)
     asyncio.run(node.examine(KEPT, WANTED, acknowledged=False))

@@ -166,8 +166,8 @@ def test_only_the_unpacker_is_hit(node, how):
     call = Call(shim, "pull", node.name(broken))
     gate.wait_arrived()
     helper = shim.status()["helper"]["pid"]
-    until(lambda: children_of(helper), "an unpacker")
-    unpackers = children_of(helper)
+    unpackers: list[int] = []
+    until(lambda: unpackers.extend(children_of(helper)) or unpackers, "an unpacker")
     for pid in unpackers:
         with contextlib.suppress(ProcessLookupError):  # of a layer that is whole by now
             os.kill(pid, how)

@@ -292,7 +292,7 @@ def test_a_host_that_is_busy_has_one_and_its_time(bench, registry, code):
             told.set()
             status(code, headers=[("Retry-After", "1")])(exchange)
 
-    Link(registry, others=busy)
+    bench.noticed = Link(registry, others=busy, early=False).others_came.release
     bench.bounds = Bounds(per_blob=2)
     bench.download()
     assert bench.whole

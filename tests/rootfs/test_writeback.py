@@ -16,7 +16,7 @@ from rootfs import writeback
 from rootfs.client import Helper, Options
 from rootfs.failpoints import arm
 from rootfs.writeback import Writeback, keep_syncing
-from tests.fakes.rootfs_jobs import until
+from tests.fakes.rootfs_jobs import gone, until
 
 WAIT = 30.0
 
@@ -98,4 +98,4 @@ def test_the_helper_has_one_with_its_first_layer(tmp_path, on):
         begun = time.monotonic()
         helper.close()
     assert time.monotonic() - begun < WAIT
-    assert not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    assert gone(pid)

@@ -45,8 +45,8 @@ def dumps(directory):
 def test_the_daemon_writes_down_what_it_does(tmp_path):
     with running(tmp_path) as (daemon, _), grpc.insecure_channel(f"unix:{tmp_path}/cri.sock") as channel:
         pull = api_pb2_grpc.ImageServiceStub(channel).PullImage.future(PULL)
-        while "PullImage" not in daemon.stderr.readline():
-            pass
+        while "PullImage" not in (line := daemon.stderr.readline()):
+            assert line, "it has ended"
         daemon.send_signal(signal.SIGUSR1)
         while "is written down" not in (line := daemon.stderr.readline()) and line:
             pass  # gRPC may have something to say, too

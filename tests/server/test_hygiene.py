@@ -110,6 +110,7 @@ def given_back(daemon, before: int) -> None:
 )
 def test_thousands_of_connections(tmp_path, words, half_closed, attempts):
     with kubelet(tmp_path) as (daemon, stub), ExitStack() as strangers:
+        answers(stub)
         before = descriptors(daemon.pid)
         threads_before, memory_before = threads(daemon.pid), memory_bytes(daemon.pid)
         most = 0
@@ -150,6 +151,7 @@ NONSENSE = {
 @pytest.mark.needs("root")  # the daemon lets nobody else look at its descriptors
 def test_nonsense(tmp_path):
     with kubelet(tmp_path) as (daemon, stub):
+        answers(stub)
         before, memory_before = descriptors(daemon.pid), memory_bytes(daemon.pid)
         for _ in range(3):
             for words in NONSENSE.values():
@@ -179,6 +181,7 @@ def listing(calls: int) -> bytes:
 @pytest.mark.needs("root")  # the daemon lets nobody else look at its descriptors
 def test_clients_that_take_no_answer_hold_up_nobody(tmp_path):
     with kubelet(tmp_path) as (daemon, stub), ExitStack() as strangers:
+        answers(stub)
         before, memory_before = descriptors(daemon.pid), memory_bytes(daemon.pid)
         for _ in range(20):
             strangers.enter_context(stranger(tmp_path, GREETING + listing(100)))

@@ -66,8 +66,8 @@ def test_signals_end_a_running_pull(tmp_path, signals):
         with grpc.insecure_channel(f"unix:{tmp_path}/cri.sock") as channel:
             stub = api_pb2_grpc.ImageServiceStub(channel)
             pull = stub.PullImage.future(PULL)
-            while "PullImage" not in daemon.stderr.readline():
-                pass
+            while "PullImage" not in (line := daemon.stderr.readline()):
+                assert line, "it has ended"
             daemon.send_signal(signals[0])
             while manager.recv(100) != b"STOPPING=1":
                 pass
