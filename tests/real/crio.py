@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 from tests.real.programs import run, stop
 
-TRIES = 40
+START_SECONDS = 180  # a program of 70 MB, read from a busy disk for the first time
 
 # A machine that may not raise the priority of a process against the out-of-memory killer starts no pause container
 # as it is asked for: CRI-O wants -998 for it.
@@ -57,12 +58,14 @@ class Crio:
                 },
                 cwd=self.base,
             )
-        for _ in range(TRIES):
+        limit = time.monotonic() + START_SECONDS
+        while time.monotonic() < limit:
             asked = run("crictl", "-r", f"unix://{self.socket}", "-i", f"unix://{self.socket}", "version", check=False)
             if asked.returncode == 0:
                 return self
             assert self.process.poll() is None, self.log.read_text()[-4000:]
-        raise AssertionError(self.log.read_text()[-4000:])
+        stop(self.process)
+        raise AssertionError(f"CRI-O does not serve after {START_SECONDS} s:\n{self.log.read_text()[-4000:]}")
 
     def kill(self) -> None:
         self.process.kill()

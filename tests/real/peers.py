@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from tests.real.shim import crictl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+START_SECONDS = 180  # on a busy machine, with programs read for the first time
 CRI = 'plugins."io.containerd.grpc.v1.cri"'
 
 
@@ -56,8 +58,8 @@ class Containerd:
                 stderr=log,
                 env={**os.environ, "PATH": self.path},
             )
-        # crictl tries to connect three times by itself; containerd may need longer on a busy machine.
-        for _ in range(40):
+        limit = time.monotonic() + START_SECONDS
+        while time.monotonic() < limit:
             if crictl(self.socket, "images", check=False).returncode == 0:
                 return
         stop(self.process)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BUSYBOX = Path("/bin/busybox")
 APPLETS = ("sh", "cat", "ls", "sleep", "stat", "echo", "id", "test", "find")
 HOST_NETWORK = {"security_context": {"namespace_options": {"network": 2, "pid": 1, "ipc": 1}}}
-LOOKS = 400
+LOOKS = 2400
 LOOK_SECONDS = 0.05
 
 LOOK_AROUND = "cat /etc/motd; ls /data; stat -c '%a %u:%g' /data /bin/tool; test -e /etc/gone || echo gone"

@@ -22,7 +22,7 @@ from tests.real.spoiled import CHANGED, DAMAGED, check, flipped
 from tests.real.tars import LayerTar
 
 pytestmark = pytest.mark.needs("root", "docker-registry", "skopeo", "containerd", "ctr", "runc", "crictl", "busybox")
-LOOKS = 400
+LOOKS = 2400
 DEEP = 120
 
 
