@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.errors import InvalidRequest, ShimError
@@ -44,6 +45,19 @@ PAUSE_SECONDS = 1.0
 """How often a look in the background sees whether a pull runs."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Marked:
+    """What of a report is marked: so many rows told, and these layers and images."""
+
+    rows: int = 0
+    layers: set[str] = field(default_factory=set)
+    images: set[Digest] = field(default_factory=set)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        return self.rows, len(self.layers), len(self.images)
 
 
 class Scrub:
@@ -99,13 +113,11 @@ class Scrub:
 
     async def look(self, report: Report, manner: Manner, done: Done, *, repair: bool, after: str = "") -> None:
         """Look at everything that sorts behind *after*, mark what is damaged, and repair it if asked to."""
-        marked = 0
+        marked = _Marked()
 
         async def reached(place: str) -> None:  # what is not looked at again after a stop must be known by then
-            nonlocal marked
-            if (found := len(report.rows)) > marked:
+            if (len(report.rows), len(report.layers), len(report.images)) != marked.counts:
                 await self._mark(report, marked)
-                marked = found
             await done(place)
 
         try:
@@ -125,7 +137,7 @@ class Scrub:
         Opening it drops images of which a directory is gone: they are pulled again under their digests.
         """
         report.left.clear()
-        await self._mark(report, 0)
+        await self._mark(report, _Marked())
         await self._mend(report, repair=True)
         for image in lost:
             if image.id in self._store.catalog.images:
@@ -180,13 +192,18 @@ class Scrub:
 
     # Damage
 
-    async def _mark(self, report: Report, known: int) -> None:
-        """Mark what was found, and tell of it in the log but for the *known* first flaws."""
-        for row in report.rows[known:]:
+    async def _mark(self, report: Report, marked: _Marked) -> None:
+        """Mark what was found since the last time, and tell of it in the log. What was marked may be whole again."""
+        for row in report.rows[marked.rows :]:
             named = ", ".join(row.images) or "no image"
             _log.error("damaged: %s of %s: %s", f"layer {row.layer}" if row.layer else "a document", named, row.flaw)
-        await self._store.mark(report.layers, report.images)
-        self.found += len({row.layer or row.images for row in report.rows[known:]})
+        layers = {name: why for name, why in report.layers.items() if name not in marked.layers}
+        images = {image: why for image, why in report.images.items() if image not in marked.images}
+        await self._store.mark(layers, images)
+        self.found += len({row.layer or row.images for row in report.rows[marked.rows :]})
+        marked.rows = len(report.rows)
+        marked.layers.update(layers)
+        marked.images.update(images)
 
     async def _write_record(self, image: Image) -> None:
         await self._store.disk(lambda: self._store.blobs.put_record(image.id, record_of(image)))
@@ -201,7 +218,8 @@ class Scrub:
         before = len(self._store.marks.layers) + len(self._store.marks.images)
         why: dict[Digest, str] = {}
         for image in self._store.catalog.ordered() if repair else ():
-            if not self._store.is_whole(image):
+            gone = image.id not in self._store.catalog.images  # removed while others were pulled
+            if not gone and not self._store.is_whole(image):
                 report.now = str(image.id)
                 why[image.id] = await self._pulled_again(image)
         await self._store.collect()

@@ -43,7 +43,7 @@ class Survey:
             if place > after:
                 try:
                     await (self._image(images[place]) if place in images else self._layer(layers[place]))
-                except (ShimError, RootfsError) as error:
+                except (ShimError, RootfsError, OSError) as error:  # a failing disk, too, ends no look at the others
                     self._report.troubles.append(f"{place.rpartition(' ')[2]} could not be looked at: {error}")
                 await done(place)
             self._report.done += 1

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cri_shim.images import report as reports
 from cri_shim.images import scrub as scrubbing
+from cri_shim.images.examine import Examined
 from cri_shim.images.progress import PullProgress
 from cri_shim.images.report import Report
 from cri_shim.images.rounds import Period, Rounds
 from cri_shim.images.service import Images
 from cri_shim.server.build import running_images
+from cri_shim.store.catalog import Layer
 from cri_shim.store.due import NAME
 from cri_shim.store.image import Image
+from rootfs.digest import Digest
 from rootfs.errors import JobCancelled
 from rootfs.failpoints import arm
 from tests.fakes.images import Dir, layer
@@ -106,6 +112,51 @@ async def test_it_is_found_and_repaired(tmp_path: Path, registry: FakeRegistry, 
     told = images.status()["check"]
     assert isinstance(told, dict)
     assert (told["damages_found"] > 0, told["damages_repaired"], told["damaged_layers"]) == (True, 1, 0)
+
+
+async def test_what_there_is_no_room_to_tell_is_marked_all_the_same_and_each_once(
+    tmp_path: Path, registry: FakeRegistry, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{registry.host}/app:1"
+    found = await images.pull(name, None)
+    monkeypatch.setattr(reports, "MOST_ROWS", 1)
+    marked: list[list[str]] = []
+    mark = images._store.mark
+
+    async def noted(layers: dict[str, str], of_images: dict[Digest, str]) -> None:
+        marked.append(sorted(layers))
+        await mark(layers, of_images)
+
+    monkeypatch.setattr(images._store, "mark", noted)
+    for position in (0, 1):
+        shutil.rmtree(diff(tmp_path, found, position))
+    report = await check(images)
+    assert len(report.rows) == 1
+    assert [name for names in marked for name in names] == sorted(layer.name for layer in found.layers)
+    assert set(images._store.marks.layers) == {layer.name for layer in found.layers}
+
+
+async def test_a_disk_that_fails_ends_no_look_at_the_rest(
+    tmp_path: Path, registry: FakeRegistry, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = await images.pull(f"{registry.host}/app:1", None)
+    examiner = images.scrub._examiner
+    look, failing = examiner.layer, min(layer.name for layer in found.layers)
+
+    async def fails(layer: Layer, *others: Any) -> Examined:
+        if layer.name == failing:
+            raise OSError(errno.EUCLEAN, "Structure needs cleaning")
+        return await look(layer, *others)
+
+    monkeypatch.setattr(examiner, "layer", fails)
+    shutil.rmtree(
+        diff(tmp_path, found, [one.name for one in found.layers].index(max(one.name for one in found.layers)))
+    )
+    report = images.scrub.begin(content=True, repair=False)
+    await images.scrub.ended(120)
+    assert report.ended
+    assert "could not be looked at" in report.troubles[0]
+    assert report.layers.keys() == {max(one.name for one in found.layers)}
 
 
 async def test_a_quick_check_reads_no_file(tmp_path: Path, registry: FakeRegistry, images: Images) -> None:
