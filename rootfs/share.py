@@ -89,6 +89,8 @@ class _Exchange:
         self._counts = {True: [0, 0], False: [0, 0]}
         self._way = "link"
         self._why = ""
+        if os.fstat(other).st_uid != os.geteuid():  # whose files they are could change ours through a link
+            self._way, self._why = "reflink", "link: the other store is another user's"
 
     def result(self) -> Shared:
         """Return what came of it."""

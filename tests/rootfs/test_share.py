@@ -108,6 +108,16 @@ def test_what_is_shared_already_is_left(pair):
     assert not list(pair[0].rglob(".cri-shim*"))
 
 
+@pytest.mark.needs("root")
+def test_what_another_user_may_change_is_not_linked(pair):
+    """Made equal, it would be ours until its owner writes to it."""
+    os.chown(pair[1], 1000, 1000)
+    told = shared(pair)
+    assert told.way in ("reflink", "copy")
+    assert told.why.startswith("link: the other store is another user's")
+    assert not (pair[0] / "usr/lib/one").samefile(pair[1] / "usr/lib/one")
+
+
 @pytest.mark.parametrize(
     "change",
     [
